@@ -1,0 +1,604 @@
+"""
+Settings from code and environment, URL rules, and destinations.
+
+Nothing is read when this module is imported, and nothing from files: an explicit argument wins over the
+environment, the environment over the default. A setting that cannot be used raises `ConfigError`, which
+names the variable or argument and says what is allowed.
+"""
+
+from __future__ import annotations
+
+from os import environ
+
+from picostep.errors import ConfigError
+
+TYPE_CHECKING = False  # what type checkers take for typing.TYPE_CHECKING; the host need not load typing
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any, NoReturn
+    from urllib.parse import ParseResult
+
+__all__ = ["Destination", "Settings", "default_store", "destination", "get_api_key", "get_url"]
+
+PRODUCTION = "https://api.thecontext.company"
+DEVELOPMENT = "https://dev.thecontext.company"
+_OFFICIAL = (PRODUCTION, DEVELOPMENT)
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+INGEST_PATH = "/v1/custom"
+FEEDBACK_PATH = "/v1/feedback"
+
+EXPORTERS = ("process", "thread", "external", "off")
+MISUSES = ("raise", "log")
+_BUILT_IN_SINKS = ("tcc", "jsonl", "stdout", "store")
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off", "")
+
+
+# --- where things go: key, URLs, local store --------------------------------------------------------------
+
+
+def get_api_key(api_key: str | None = None) -> str:
+    """
+    Return the API key to use: the one given, else `TCC_API_KEY`.
+
+    Args:
+        api_key: The key; None or empty counts as not given.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    key = api_key or environ.get("TCC_API_KEY")
+    if not key:
+        raise ConfigError("no API key: set TCC_API_KEY, or pass api_key=")
+    return key
+
+
+def get_url(path: str, api_key: str | None = None) -> str:
+    """
+    Return the URL of a path of The Context Company's API.
+
+    The base is `TCC_BASE_URL` if that is set. Otherwise keys that begin with `dev_` belong to the
+    development service, and all others to production. User name, password, query and fragment of
+    `TCC_BASE_URL` are dropped, and so are default ports and trailing slashes.
+
+    Args:
+        path: Appended to the base as it is, for example `"/v1/custom"`.
+
+        api_key: The key that chooses the base; without it `TCC_API_KEY`.
+
+    Raises:
+        ConfigError: `TCC_BASE_URL` is not http(s) with a host, or its origin is neither one of the two
+            official ones nor a loopback host, and `TCC_ALLOW_UNSAFE_BASE_URL` is not `1`.
+    """
+    given = environ.get("TCC_BASE_URL")
+    if given:
+        return f"{_base(given)}{path}"
+    key = api_key or environ.get("TCC_API_KEY", "")
+    return f"{DEVELOPMENT if key.startswith('dev_') else PRODUCTION}{path}"
+
+
+def default_store() -> str:
+    """
+    Return the path of the local store used without account and settings:
+    `$XDG_STATE_HOME/picostep/store.db`.
+
+    `~/.local/state` stands in for an `XDG_STATE_HOME` that is unset or, as its specification demands, not
+    absolute.
+
+    Raises:
+        ConfigError: There is no `XDG_STATE_HOME`, and the home directory of this user is not known.
+    """
+    from os import path
+
+    state = environ.get("XDG_STATE_HOME", "")
+    if not path.isabs(state):
+        home = path.expanduser("~")
+        if not path.isabs(home):
+            raise ConfigError(
+                "no place for the local store: set HOME, XDG_STATE_HOME, or PICOSTEP_TO=store:/path/to/file"
+            )
+        state = path.join(home, ".local", "state")
+    return path.join(state, "picostep", "store.db")
+
+
+def _base(text: str) -> str:
+    """Normalize `TCC_BASE_URL` to `scheme://host[:port][/path]`; refuse origins that must not get the key."""
+    parts, port = _split(text, "TCC_BASE_URL")
+    host = parts.hostname or ""
+    origin = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
+    if port and port != _DEFAULT_PORTS[parts.scheme]:
+        origin = f"{origin}:{port}"
+    if origin in _OFFICIAL or host in _LOOPBACK or environ.get("TCC_ALLOW_UNSAFE_BASE_URL") == "1":
+        return origin + parts.path.rstrip("/")
+    raise ConfigError(
+        f"TCC_BASE_URL: the API key is not sent to {origin}. Allowed are {PRODUCTION}, {DEVELOPMENT}, "
+        f"localhost, 127.0.0.1 and [::1]; TCC_ALLOW_UNSAFE_BASE_URL=1 allows any host"
+    )
+
+
+def _split(text: str, name: str) -> tuple[ParseResult, int | None]:
+    """Parse an http(s) URL that has a host; return its parts and its port, if it names one."""
+    from urllib.parse import urlparse
+
+    try:
+        parts = urlparse(text)
+        port = parts.port
+    except ValueError:  # unbalanced brackets, a port that is no number
+        _bad_url(text, name)
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        _bad_url(text, name)
+    return parts, port
+
+
+def _endpoint(text: object, name: str) -> str:
+    """Check a whole endpoint, which may be on any host: who gives it, trusts it. Return it as it is."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{name} must be a URL as str, not {type(text).__name__}")
+    if any(char < " " or char == "\x7f" for char in text):
+        _bad_url(text, name, " without control characters such as line ends")
+    parts, port = _split(text, name)
+    if "@" in parts.netloc:
+        _bad_url(text, name, " without user name and password: they would be sent and logged beside the key")
+    host = parts.hostname or ""
+    letters = host.replace(":", "") if parts.netloc.startswith("[") else host
+    if not letters.isascii() or not letters.replace("-", "").replace(".", "").replace("_", "").isalnum():
+        _bad_url(text, name, " whose host is ASCII (xn--… for international names)")
+    if port == 0:
+        _bad_url(text, name, " with a port from 1 to 65535")
+    return text
+
+
+def _bad_url(text: str, name: str, rule: str = "") -> NoReturn:
+    raise ConfigError(f"{name} must be http://host… or https://host…{rule}, got {_safe_url(text)!r}")
+
+
+def _safe_url(text: str) -> str:
+    """Leave out of a URL what may be secret (userinfo, query, fragment), however broken the URL is."""
+    scheme, slashes, rest = text.partition("//")
+    if not slashes:
+        scheme, rest = "", text
+    for mark in "?#":
+        rest = rest.partition(mark)[0]
+    # A broken URL may hide its "@" behind a slash, so everything up to the last one goes.
+    rest = rest.rpartition("@")[2]
+    return _cut(f"{scheme}{slashes}{rest}")
+
+
+def _checked_key(key: str, name: str) -> str:
+    """Refuse a key that cannot travel in a header, or would break out of it; the message never shows it."""
+    if not isinstance(key, str):
+        raise ConfigError(f"{name} must be str, not {type(key).__name__}")
+    for position, char in enumerate(key):
+        if char < " " or "\x7f" <= char < "\xa0":
+            raise ConfigError(
+                f"{name}: control character at position {position}, often a line end that was read too"
+            )
+        if char > "\xff":
+            raise ConfigError(
+                f"{name}: character at position {position} cannot be sent in a header (not Latin-1)"
+            )
+    return key
+
+
+# --- destinations -----------------------------------------------------------------------------------------
+
+
+class Destination:
+    """
+    Where records go; immutable, comparable and hashable.
+
+    Args:
+        to: Sink specs (`"tcc"`, `"jsonl:/path"`, `"stdout"`, `"store:/path"`), paths absolute.
+
+        api_key: The key of sink `tcc`; None if it is not among `to`.
+
+        url: POST target of steps, runs and tool calls; None likewise.
+
+        feedback_url: POST target of feedback; None likewise.
+    """
+
+    __slots__ = ("_fingerprint", "api_key", "feedback_url", "to", "url")
+
+    to: tuple[str, ...]
+    api_key: str | None
+    url: str | None
+    feedback_url: str | None
+    _fingerprint: str
+
+    def __init__(
+        self,
+        to: Iterable[str],
+        api_key: str | None = None,
+        url: str | None = None,
+        feedback_url: str | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "to", tuple(to))
+        put(self, "api_key", api_key)
+        put(self, "url", url)
+        put(self, "feedback_url", feedback_url)
+        put(self, "_fingerprint", _fingerprint(self._state()))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits, the same for equal destinations in every process; no key or URL can be read back."""
+        return self._fingerprint
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields, the key among them, as plain str, tuple and None for the pipe to the exporter."""
+        return {"to": self.to, "api_key": self.api_key, "url": self.url, "feedback_url": self.feedback_url}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Destination:
+        """Make the destination again that `as_dict()` described."""
+        return cls(fields["to"], fields["api_key"], fields["url"], fields["feedback_url"])
+
+    def _state(self) -> tuple[tuple[str, ...], str | None, str | None, str | None]:
+        return self.to, self.api_key, self.url, self.feedback_url
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"Destination is immutable: cannot set {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"Destination is immutable: cannot delete {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return self._state() == other._state() if isinstance(other, Destination) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._state())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Destination, self._state()
+
+    def __repr__(self) -> str:
+        key = "None" if self.api_key is None else "'…'"
+        url = "None" if self.url is None else repr(_safe_url(self.url))
+        return f"<Destination to={self.to!r} api_key={key} url={url}>"
+
+
+def _fingerprint(state: tuple[object, ...]) -> str:
+    try:
+        from _blake2 import blake2b  # hashlib would load OpenSSL into the host
+    except ImportError:  # pragma: no cover - an interpreter built without it
+        from hashlib import blake2b
+
+    # ascii() of a tuple is unambiguous, and bears the lone surrogates that an undecodable environment
+    # holds.
+    text = ascii(state).encode("ascii")
+    return str(blake2b(text, digest_size=8, key=b"picostep destination, version 1").hexdigest())
+
+
+def destination(
+    settings: Settings,
+    api_key: str | None = None,
+    tcc_url: str | None = None,
+    feedback_url: str | None = None,
+) -> Destination:
+    """
+    Work out where records go.
+
+    The three arguments are those of one run, step, tool call or feedback: whichever is given (empty counts
+    as not given), its records go to The Context Company alone. What `configure()` was given is in
+    `settings` already.
+
+    Args:
+        settings: From `Settings.resolve()`.
+
+        api_key: Key; else that of `settings`, else `TCC_API_KEY`.
+
+        tcc_url: Whole endpoint of steps, runs and tool calls; else that of `settings`, else `TCC_URL`, else
+            what `get_url()` says.
+
+        feedback_url: Whole endpoint of feedback; else `TCC_FEEDBACK_URL`, else what `get_url()` says.
+
+    Raises:
+        ConfigError: A sink needs a key and there is none, or a key or URL cannot be used.
+    """
+    to: tuple[str, ...]
+    if api_key or tcc_url or feedback_url:
+        to = ("tcc",)
+    elif settings.to:
+        to = settings.to
+    elif settings.api_key or environ.get("TCC_API_KEY"):
+        to = ("tcc",)
+    else:
+        to = (f"store:{default_store()}",)
+    if "tcc" not in to:
+        return Destination(to)
+
+    key = _first(
+        (api_key, "api_key"), (settings.api_key, "api_key"), (environ.get("TCC_API_KEY"), "TCC_API_KEY")
+    )
+    if key is None:
+        raise ConfigError("no API key for sink 'tcc': set TCC_API_KEY, or pass api_key=")
+    checked = _checked_key(*key)
+    url = _first((tcc_url, "tcc_url"), (settings.tcc_url, "tcc_url"), (environ.get("TCC_URL"), "TCC_URL"))
+    feedback = _first((feedback_url, "tcc_url"), (environ.get("TCC_FEEDBACK_URL"), "TCC_FEEDBACK_URL"))
+    return Destination(
+        to,
+        checked,
+        _endpoint(*(url or (get_url(INGEST_PATH, checked), "TCC_BASE_URL"))),
+        _endpoint(*(feedback or (get_url(FEEDBACK_PATH, checked), "TCC_BASE_URL"))),
+    )
+
+
+def _first(*candidates: tuple[Any, str]) -> tuple[Any, str] | None:
+    """Return the first value that is given, with the name under which it was given."""
+    return next((candidate for candidate in candidates if candidate[0]), None)
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
+class Settings:
+    """
+    The settings of this process; immutable by convention, made by `Settings.resolve()`.
+
+    Attributes:
+        to: Sink specs with absolute paths; empty if neither code nor environment chose (see
+            `destination()`).
+
+        dir: Absolute path under which the ring directories lie, or None for the platform's.
+
+        exporter: `"process"`, `"thread"`, `"external"` or `"off"`.
+
+        disabled: Whether recording is switched off.
+
+        ring_bytes: Size of a ring, a power of two from 256 KiB to 1 GiB; other numbers are rounded down to
+            one.
+
+        batch_records: Most records in one batch, 1 to 65,536.
+
+        batch_bytes: Size in bytes at which a batch is closed, 1 KiB to 64 MiB.
+
+        exit_timeout: Longest wait at exit of the host, in seconds, 0 to 3600.
+
+        misuse: `"raise"` or `"log"`: what a wrong call does.
+
+        debug: Whether to log through `logging`.
+
+        api_key: Key given to `configure()`, or None. Never shown.
+
+        tcc_url: Whole endpoint given to `configure()`, or None.
+    """
+
+    __slots__ = (
+        "api_key",
+        "batch_bytes",
+        "batch_records",
+        "debug",
+        "dir",
+        "disabled",
+        "exit_timeout",
+        "exporter",
+        "misuse",
+        "ring_bytes",
+        "tcc_url",
+        "to",
+    )
+
+    to: tuple[str, ...]
+    dir: str | None
+    exporter: str
+    disabled: bool
+    ring_bytes: int
+    batch_records: int
+    batch_bytes: int
+    exit_timeout: float
+    misuse: str
+    debug: bool
+    api_key: str | None
+    tcc_url: str | None
+
+    @classmethod
+    def resolve(
+        cls,
+        *,
+        to: str | Iterable[str] | None = None,
+        dir: str | None = None,
+        exporter: str | None = None,
+        disabled: bool | None = None,
+        ring_bytes: int | None = None,
+        batch_records: int | None = None,
+        batch_bytes: int | None = None,
+        exit_timeout: float | None = None,
+        misuse: str | None = None,
+        debug: bool | None = None,
+        api_key: str | None = None,
+        tcc_url: str | None = None,
+    ) -> Settings:
+        """
+        Settle every setting: explicit argument, else environment, else default.
+
+        Args:
+            to: One sink spec or several; else `PICOSTEP_TO`, comma separated. A spec is `tcc`, `stdout`,
+                `jsonl:PATH`, `store:PATH`, `store` (the default store) or the `name:rest` of an installed
+                sink.
+
+            dir: Else `PICOSTEP_DIR`.
+
+            exporter: Else `PICOSTEP_EXPORTER`, else `"process"`.
+
+            disabled: Else `PICOSTEP_DISABLED` (`1 true yes on`, `0 false no off`), else False.
+
+            ring_bytes: Else `PICOSTEP_RING_BYTES`, else 16 MiB.
+
+            batch_records: Else `PICOSTEP_BATCH_RECORDS`, else 512.
+
+            batch_bytes: Else `PICOSTEP_BATCH_BYTES`, else 1 MiB.
+
+            exit_timeout: Else `PICOSTEP_EXIT_TIMEOUT`, else 2.0.
+
+            misuse: Else `PICOSTEP_MISUSE`, else `"raise"`.
+
+            debug: Else `TCC_DEBUG` (`1` or `true`), else False.
+
+            api_key: Default key of `configure()`; `TCC_API_KEY` is looked up by `destination()`.
+
+            tcc_url: Default endpoint of `configure()`; `TCC_URL` is looked up by `destination()`.
+
+        Raises:
+            ConfigError: A setting cannot be used.
+        """
+        self = cls()
+        self.to = _sinks(*_given(to, "to", "PICOSTEP_TO"))
+        self.dir = _directory(*_given(dir, "dir", "PICOSTEP_DIR"))
+        self.exporter = _choice(*_given(exporter, "exporter", "PICOSTEP_EXPORTER"), EXPORTERS)
+        self.disabled = _flag(*_given(disabled, "disabled", "PICOSTEP_DISABLED"))
+        ring = _integer(*_given(ring_bytes, "ring_bytes", "PICOSTEP_RING_BYTES"), 2**18, 2**30, 2**24)
+        self.ring_bytes = 1 << (ring.bit_length() - 1)
+        self.batch_records = _integer(
+            *_given(batch_records, "batch_records", "PICOSTEP_BATCH_RECORDS"), 1, 2**16, 512
+        )
+        self.batch_bytes = _integer(
+            *_given(batch_bytes, "batch_bytes", "PICOSTEP_BATCH_BYTES"), 2**10, 2**26, 2**20
+        )
+        self.exit_timeout = _seconds(
+            *_given(exit_timeout, "exit_timeout", "PICOSTEP_EXIT_TIMEOUT"), 3600, 2.0
+        )
+        self.misuse = _choice(*_given(misuse, "misuse", "PICOSTEP_MISUSE"), MISUSES)
+        if debug is None:
+            debug = environ.get("TCC_DEBUG", "").lower() in ("1", "true")
+        self.debug = _flag(debug, "debug")
+        self.api_key = _checked_key(api_key, "api_key") if api_key else None
+        self.tcc_url = _endpoint(tcc_url, "tcc_url") if tcc_url else None
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values, without key and endpoint: those travel in `Destination`."""
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("api_key", "tcc_url")}
+
+    def __repr__(self) -> str:
+        return f"<Settings {' '.join(f'{name}={value!r}' for name, value in self.as_dict().items())}>"
+
+
+def _given(argument: object, name: str, variable: str) -> tuple[Any, str]:
+    """Return the argument, else the variable (None if not set), and the name of it for messages."""
+    if argument is not None:
+        return argument, name
+    return environ.get(variable) or None, variable
+
+
+def _sinks(value: object, name: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        # Only the variable is a list: a path given in code may hold commas.
+        specs: list[object] = list(value.split(",")) if name == "PICOSTEP_TO" else [value]
+    else:
+        try:
+            specs = list(value)  # type: ignore[call-overload]
+        except TypeError:
+            raise ConfigError(f"{name} must be a sink or a sequence of sinks, got {_shown(value)}") from None
+    settled = dict.fromkeys(_sink(spec, name) for spec in specs)
+    if not settled:
+        raise ConfigError(f"{name} names no sink; give at least one, or set exporter to 'off'")
+    return tuple(settled)
+
+
+def _sink(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}: a sink is str, got {_shown(value)}")
+    spec = value.strip()
+    scheme, colon, rest = spec.partition(":")
+    if scheme in ("tcc", "stdout"):
+        if colon:
+            raise ConfigError(
+                f"{name}: sink {scheme!r} takes nothing after its name, got {_cut(_safe_url(spec))!r}"
+            )
+        return scheme
+    if spec == "store":
+        return f"store:{default_store()}"
+    if scheme in ("jsonl", "store"):
+        return f"{scheme}:{_path(rest, f'{name}: path of sink {scheme!r}')}"
+    if not colon or scheme not in _installed_sinks():
+        known = ", ".join(sorted({*_BUILT_IN_SINKS, *_installed_sinks()}))
+        raise ConfigError(
+            f"{name}: no sink {_cut(scheme)!r}; there are {known}, as in tcc,jsonl:/var/log/steps.jsonl"
+        )
+    return spec
+
+
+def _installed_sinks() -> frozenset[str]:
+    """Return the names that installed distributions added; looked up only for a sink that is not ours."""
+    from importlib.metadata import entry_points
+
+    return frozenset(point.name for point in entry_points(group="picostep.sinks"))
+
+
+def _path(value: object, name: str) -> str:
+    from os import fspath, path
+
+    try:
+        text = fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        text = None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{name} must be a path, got {_shown(value)}")
+    return path.abspath(path.expanduser(text))
+
+
+def _directory(value: object, name: str) -> str | None:
+    return None if value is None else _path(value, name)
+
+
+def _choice(value: object, name: str, allowed: tuple[str, ...]) -> str:
+    """Return one of the allowed words; the first is the default."""
+    if value is None:
+        return allowed[0]
+    if isinstance(value, str) and value in allowed:
+        return value
+    raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {_shown(value)}")
+
+
+def _flag(value: object, name: str) -> bool:
+    if value is None:
+        return False
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in _TRUE or word in _FALSE:
+            return word in _TRUE
+    raise ConfigError(f"{name} must be 1, true, yes or on, or 0, false, no or off, got {_shown(value)}")
+
+
+def _integer(value: object, name: str, low: int, high: int, default: int) -> int:
+    if value is None:
+        return default
+    number = None
+    if isinstance(value, str):
+        text = value.strip()
+        if text.isascii() and text.isdigit() and len(text) < 20:
+            number = int(text)
+    elif not isinstance(value, bool) and hasattr(value, "__index__"):
+        number = int(value.__index__())
+    if number is None or not low <= number <= high:
+        raise ConfigError(f"{name} must be an integer from {low} to {high}, got {_shown(value)}")
+    return number
+
+
+def _seconds(value: object, name: str, high: int, default: float) -> float:
+    if value is None:
+        return default
+    number = None
+    if not isinstance(value, bool) and isinstance(value, (str, int, float)):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = None
+    if number is None or not 0 <= number <= high:  # a NaN is not in the range either
+        raise ConfigError(f"{name} must be a number of seconds from 0 to {high}, got {_shown(value)}")
+    return number
+
+
+def _shown(value: object) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}..."

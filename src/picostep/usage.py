@@ -1,0 +1,261 @@
+"""
+Token counts out of a provider's usage object, in disjoint buckets.
+
+Providers follow two conventions, and mixing them up bills cached tokens twice (or never):
+
+* **inclusive**: the prompt count contains the cached tokens (OpenAI, Gemini, LiteLLM, LangChain);
+* **disjoint**: the prompt count is what was neither read from nor written to a cache (Anthropic).
+
+Every reader below names the convention it follows and the page that documents it. The result is always
+disjoint: `prompt_uncached + prompt_cached` is the whole prompt, and no token is in two buckets.
+"""
+
+from __future__ import annotations
+
+from picostep.errors import ArgumentError, ArgumentTypeError
+
+TYPE_CHECKING = False  # what type checkers take for typing.TYPE_CHECKING; the host need not load typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Counts", "counts", "disjoint"]
+
+_MAX_COUNT = 2**53
+_METHOD = "Step.usage()"
+
+
+class Counts:
+    """
+    What one response used: disjoint numbers of tokens, None where the provider did not say.
+
+    Attributes:
+        prompt_uncached: Prompt tokens processed afresh, those written to a cache included.
+
+        prompt_cached: Prompt tokens read from a cache.
+
+        completion: Tokens generated, reasoning ("thinking") included.
+    """
+
+    __slots__ = ("completion", "prompt_cached", "prompt_uncached")
+
+    def __init__(
+        self, prompt_uncached: int | None, prompt_cached: int | None, completion: int | None
+    ) -> None:
+        self.prompt_uncached = prompt_uncached
+        self.prompt_cached = prompt_cached
+        self.completion = completion
+
+
+def disjoint(obj: object) -> tuple[int | None, int | None, int | None]:
+    """
+    Read a provider's usage object or mapping.
+
+    Args:
+        obj: The `usage` (Gemini: `usage_metadata`) of a response: an object with attributes or a mapping
+            with keys.
+
+    Returns:
+        `(prompt_uncached, prompt_cached, completion)`, disjoint; None for what the provider did not report.
+
+    Raises:
+        ArgumentTypeError: `obj` is None, text, a number or a sequence.
+
+        ArgumentError: The shape is not known, a count is not an integer from 0 to 2**53, or the cached part
+            is larger than the whole it should be contained in.
+    """
+    found = counts(obj)
+    return found.prompt_uncached, found.prompt_cached, found.completion
+
+
+def counts(obj: object) -> Counts:
+    """Read a provider's usage object or mapping; see `disjoint()` for arguments and errors."""
+    if obj is None or isinstance(obj, (str, bytes, bytearray, int, float, list, tuple)):
+        raise ArgumentTypeError(
+            f"{_METHOD}: obj must be a provider's usage object or a mapping, not {type(obj).__name__}"
+        )
+    usage = _Fields(obj)
+    for _, names, read in _SHAPES:
+        if usage.any_set(names):
+            return read(usage)
+    if any(usage.has(name) for _, names, _ in _SHAPES for name in names):
+        return Counts(None, None, None)  # a shape we know in which the provider reported nothing
+    raise ArgumentError(_unknown(usage, obj))
+
+
+class _Fields:
+    """One view of an object with attributes, or a mapping with keys, as optional counts."""
+
+    __slots__ = ("_is_mapping", "_obj")
+
+    def __init__(self, obj: object) -> None:
+        from collections.abc import Mapping
+
+        self._obj = obj
+        self._is_mapping = isinstance(obj, Mapping)
+
+    def get(self, name: str) -> object:
+        if self._is_mapping:
+            return self._obj.get(name)  # type: ignore[attr-defined]
+        return getattr(self._obj, name, None)
+
+    def has(self, name: str) -> bool:
+        return name in self._obj if self._is_mapping else hasattr(self._obj, name)  # type: ignore[operator]
+
+    def any_set(self, names: tuple[str, ...]) -> bool:
+        return any(self.get(name) is not None for name in names)
+
+    def count(self, *names: str) -> int | None:
+        """Return the first of these counts that is set."""
+        for name in names:
+            value = self.get(name)
+            if value is not None:
+                return _checked(value, name)
+        return None
+
+    def nested(self, *names: str) -> _Fields:
+        """Return the first of these nested objects that is set; an empty one if none is."""
+        for name in names:
+            value = self.get(name)
+            if value is not None:
+                return _Fields(value)
+        return _Fields({})
+
+
+def _openai_chat(usage: _Fields) -> Counts:
+    """
+    Read the Chat Completions shape, which most compatible servers share. Inclusive.
+
+    OpenAI API reference, "The chat completion object": `prompt_tokens` is the whole prompt, of which
+    `prompt_tokens_details.cached_tokens` were cached; `completion_tokens` contains the reasoning tokens.
+
+    LiteLLM docs, "Prompt Caching": the same, and for Anthropic models too its `prompt_tokens` contains what
+    it repeats in `cache_read_input_tokens` and `cache_creation_input_tokens`. DeepSeek API docs, "Context
+    Caching": `prompt_tokens` is the sum of `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`. These
+    are other names for the same cached tokens, so the largest is taken and nothing is added up.
+    """
+    cached = _largest(
+        usage.nested("prompt_tokens_details").count("cached_tokens"),
+        usage.count("cache_read_input_tokens"),
+        usage.count("prompt_cache_hit_tokens"),
+    )
+    return Counts(
+        _without(usage.count("prompt_tokens"), cached, "prompt_tokens"),
+        cached,
+        usage.count("completion_tokens"),
+    )
+
+
+def _input_output(usage: _Fields) -> Counts:
+    """
+    Read the shapes that count `input_tokens` and `output_tokens`; what stands beside them tells the
+    convention.
+
+    Inclusive with details: OpenAI API reference, "The response object"
+    (`input_tokens_details.cached_tokens`), and LangChain reference, `UsageMetadata`
+    (`input_token_details.cache_read`).
+
+    Disjoint without: Anthropic docs, "Prompt caching", "Tracking cache performance": the whole prompt is
+    `cache_read_input_tokens + cache_creation_input_tokens + input_tokens`. Writing to the cache is
+    processing afresh, so it counts as uncached. `cache_creation` splits the same writes by lifetime and is
+    read only in place of the sum.
+    """
+    total, completion = usage.count("input_tokens"), usage.count("output_tokens")
+    details = usage.nested("input_tokens_details", "input_token_details")
+    if details.any_set(("cached_tokens", "cache_read")):
+        cached = _largest(
+            details.count("cached_tokens", "cache_read"), usage.count("cache_read_input_tokens")
+        )
+        return Counts(_without(total, cached, "input_tokens"), cached, completion)
+
+    by_lifetime = usage.nested("cache_creation")
+    written = usage.count("cache_creation_input_tokens")
+    if written is None:
+        written = _sum(
+            by_lifetime.count("ephemeral_5m_input_tokens"), by_lifetime.count("ephemeral_1h_input_tokens")
+        )
+    # The last events of a stream may repeat the cache counts without input_tokens: half a sum would be a
+    # wrong number.
+    uncached = None if total is None else _sum(total, written)
+    return Counts(uncached, usage.count("cache_read_input_tokens"), completion)
+
+
+def _gemini(usage: _Fields) -> Counts:
+    """
+    Read Gemini's `usage_metadata`. Inclusive for the cache, disjoint for everything else.
+
+    Gemini API reference, "UsageMetadata": `prompt_token_count` contains `cached_content_token_count`, but
+    not `tool_use_prompt_token_count` (results of tools fed back, billed as prompt);
+    `candidates_token_count` does not contain `thoughts_token_count` (billed as output). REST spells the
+    same names in camelCase.
+    """
+    prompt = usage.count("prompt_token_count", "promptTokenCount")
+    cached = usage.count("cached_content_token_count", "cachedContentTokenCount")
+    uncached = _without(prompt, cached, "prompt_token_count")
+    if uncached is not None:
+        uncached = _sum(uncached, usage.count("tool_use_prompt_token_count", "toolUsePromptTokenCount"))
+    completion = _sum(
+        usage.count("candidates_token_count", "candidatesTokenCount"),
+        usage.count("thoughts_token_count", "thoughtsTokenCount"),
+    )
+    return Counts(uncached, cached, completion)
+
+
+# In order of preference: some servers send two shapes at once with the same tokens, and only the first is
+# read.
+_SHAPES: tuple[tuple[str, tuple[str, ...], Callable[[_Fields], Counts]], ...] = (
+    ("OpenAI chat or LiteLLM", ("prompt_tokens", "completion_tokens"), _openai_chat),
+    ("OpenAI responses or Anthropic", ("input_tokens", "output_tokens"), _input_output),
+    (
+        "Gemini",
+        (
+            "prompt_token_count",
+            "candidates_token_count",
+            "thoughts_token_count",
+            "promptTokenCount",
+            "candidatesTokenCount",
+            "thoughtsTokenCount",
+        ),
+        _gemini,
+    ),
+)
+
+
+def _checked(value: object, name: str) -> int:
+    if not isinstance(value, bool) and hasattr(value, "__index__"):
+        number = int(value.__index__())
+        if 0 <= number <= _MAX_COUNT:
+            return number
+    shown = repr(value)
+    if len(shown) > 80:
+        shown = f"{shown[:77]}..."
+    raise ArgumentError(f"{_METHOD}: {name} must be an integer from 0 to 2**53, got {shown}")
+
+
+def _without(total: int | None, cached: int | None, name: str) -> int | None:
+    """Take the cached tokens out of a total that contains them."""
+    if total is None or cached is None:
+        return total
+    if cached > total:
+        raise ArgumentError(
+            f"{_METHOD}: {cached} cached tokens, but {name}, which should contain them, is {total}"
+        )
+    return total - cached
+
+
+def _sum(*parts: int | None) -> int | None:
+    given = [part for part in parts if part is not None]
+    return sum(given) if given else None
+
+
+def _largest(*parts: int | None) -> int | None:
+    return max((part for part in parts if part is not None), default=None)
+
+
+def _unknown(usage: _Fields, obj: object) -> str:
+    looked_for = "; ".join(f"{', '.join(names)} ({label})" for label, names, _ in _SHAPES)
+    hint = ""
+    for name in ("usage", "usage_metadata", "usageMetadata"):
+        if usage.get(name) is not None:
+            hint = f"; it has {name!r}: pass that"
+            break
+    return f"{_METHOD}: {type(obj).__name__} is no usage that is known{hint}. Looked for: {looked_for}"
