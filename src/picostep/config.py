@@ -157,13 +157,13 @@ def _bad_url(text: str, name: str, rule: str = "") -> NoReturn:
 
 def _safe_url(text: str) -> str:
     """Leave out of a URL what may be secret (userinfo, query, fragment), however broken the URL is."""
-    scheme, slashes, rest = text.partition("//")
-    if not slashes:
-        scheme, rest = "", text
+    scheme, slashes, rest = text.partition("://")
+    if scheme.lower() not in _DEFAULT_PORTS:
+        scheme, slashes, rest = "", "", text
+    # A password may hold "/", "?" or "#" and break the URL, so everything up to the last "@" goes first.
+    rest = rest.rpartition("@")[2]
     for mark in "?#":
         rest = rest.partition(mark)[0]
-    # A broken URL may hide its "@" behind a slash, so everything up to the last one goes.
-    rest = rest.rpartition("@")[2]
     return _cut(f"{scheme}{slashes}{rest}")
 
 
@@ -224,11 +224,11 @@ class Destination:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits, the same for equal destinations in every process; no key or URL can be read back."""
+        """16 hex digits, equal in every process for equal destinations; no key or URL can be read back."""
         return self._fingerprint
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields, the key among them, as plain str, tuple and None for the pipe to the exporter."""
+        """Return the fields (with the key) as plain str, tuple and None for the pipe to the exporter."""
         return {"to": self.to, "api_key": self.api_key, "url": self.url, "feedback_url": self.feedback_url}
 
     @classmethod
