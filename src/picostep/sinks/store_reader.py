@@ -1,0 +1,322 @@
+"""
+Reads a local store: lists runs, shows one whole, follows what arrives.
+
+Every call opens the file read-only and closes it again, so that a reader never holds a lock while it waits
+for a person, and finds the new file when a store was deleted and made again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
+from operator import attrgetter, itemgetter
+from pathlib import Path
+from typing import Any
+
+from picostep.sinks.store import TABLES, StoreError, check_version, identity, is_empty, well_formed
+
+__all__ = ["AmbiguousRun", "Cursor", "NoStore", "Row", "RunDetail", "RunSummary", "StoreReader"]
+
+Row = dict[str, Any]
+"""A row of a table, by column name."""
+
+_BUSY_TIMEOUT = 5.0  # seconds
+_PREVIEW = 200  # characters of a prompt that a list may show
+_MAX_CANDIDATES = 10
+
+
+class NoStore(StoreError):
+    """There is no file at that path, or nothing in it yet."""
+
+
+class AmbiguousRun(StoreError):
+    """
+    More than one run id begins with the text given.
+
+    Attributes:
+        candidates: The first of them in order of the alphabet, at most ten.
+    """
+
+    def __init__(self, prefix: str, candidates: list[str]) -> None:
+        super().__init__(f"{prefix!r} is the beginning of more than one run id")
+        self.candidates = candidates
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """
+    One line of the list of runs.
+
+    A run without a row of its own (it goes on, or its process died) has `status_code` None, and its times
+    reach from the first to the last of its records. Tokens and cost are sums over the steps that told them,
+    None if none did; costs are those that the program gave, in US dollars.
+    """
+
+    run_id: str
+    start_ns: int
+    end_ns: int
+    status_code: int | None
+    status_message: str | None
+    session_id: str | None
+    steps: int
+    failed_steps: int
+    tool_calls: int
+    failed_tool_calls: int
+    prompt_uncached_tokens: int | None
+    prompt_cached_tokens: int | None
+    completion_tokens: int | None
+    real_total_cost: Decimal | None
+    prompt: str | None
+    """The beginning of the run's prompt, or of its first step's if the run has no row."""
+
+
+@dataclass(frozen=True)
+class RunDetail:
+    """One run with all that belongs to it, in order of time; `run` is None if it has no row of its own."""
+
+    summary: RunSummary
+    run: Row | None
+    steps: list[Row]
+    tool_calls: list[Row]
+    feedback: list[Row]
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a reader has come: the file it read, and the last row seen in each table."""
+
+    file: tuple[int, int] | None = None
+    last: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
+
+
+class StoreReader:
+    """
+    The read side of one store file.
+
+    Every method raises `NoStore` if there is nothing to read, `StoreError` if the file is not ours or newer
+    than this picostep, and `sqlite3.Error` if it is damaged, unreadable, or locked for five seconds.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).absolute()
+
+    def runs(
+        self, limit: int, *, status: int | None = None, ended: bool = True, open: bool = True
+    ) -> list[RunSummary]:
+        """
+        List runs, the latest first.
+
+        Args:
+            limit: How many at most.
+
+            status: Of the ended runs only those with this status code.
+
+            ended: Whether to list runs that have ended.
+
+            open: Whether to list runs that have not.
+        """
+        with self._connect() as connection:
+            rows: list[Row] = []
+            if ended:
+                rows += _select(connection, _ENDED_RUNS, (status, limit))
+            if open:
+                rows += _select(connection, _OPEN_RUNS, (limit,))
+            summaries = [_summary(row, *_parts(connection, row["run_id"], _BRIEF)) for row in rows]
+        return sorted(summaries, key=attrgetter("start_ns"), reverse=True)[:limit]
+
+    def run(self, prefix: str) -> RunDetail | None:
+        """
+        Return the run whose id is, or is the only one that begins with, `prefix`; None if there is none.
+
+        Raises:
+            AmbiguousRun: Several run ids begin with `prefix`.
+        """
+        with self._connect() as connection:
+            run_id = _find(connection, well_formed(prefix))
+            if run_id is None:
+                return None
+            runs = _select(connection, "SELECT * FROM runs WHERE run_id = ?", (run_id,))
+            parts = _parts(connection, run_id, _WHOLE)
+        run = runs[0] if runs else None
+        return RunDetail(_summary(run or {"run_id": run_id}, *parts), run, *parts)
+
+    def latest(self, limit: int) -> tuple[list[Row], Cursor]:
+        """
+        Return the records that were stored last, in order of time, and the cursor behind them.
+
+        Each has the columns of its table, and its `type`: run, step, tool_call or feedback.
+        """
+        rows, cursor = self._rows(Cursor(), limit)
+        return rows[-limit:] if limit else [], cursor
+
+    def since(self, cursor: Cursor) -> tuple[list[Row], Cursor]:
+        """Return the records stored behind the cursor, in order of time, and the cursor behind them."""
+        return self._rows(cursor, -1)
+
+    def _rows(self, cursor: Cursor, limit: int) -> tuple[list[Row], Cursor]:
+        """Read what each table has behind the cursor: its latest `limit` rows, or all if that is negative."""
+        found: list[Row] = []
+        with self._connect() as connection:
+            file = identity(self.path.stat())
+            last = cursor.last if cursor.file == file else Cursor().last
+            reached = dict(last)
+            for kind, table in TABLES.items():
+                reached[kind] = connection.execute(f"SELECT coalesce(max(rowid), 0) FROM {table}").fetchone()[
+                    0
+                ]
+                query = f"SELECT '{kind}' AS type, * FROM {table} WHERE rowid > ? ORDER BY rowid DESC LIMIT ?"
+                found += _select(connection, query, (last[kind], limit))
+        return sorted(found, key=_completed), Cursor(file, reached)
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        """Open the store for one consistent view of it."""
+        if not self.path.exists():
+            raise NoStore(f"there is no store at {self.path}")
+        with closing(self._open("ro")) as connection:
+            connection.execute("BEGIN")
+            try:
+                empty = is_empty(connection)
+            except sqlite3.OperationalError as error:
+                if "readonly" not in str(error):
+                    raise
+                self._recover()
+                empty = is_empty(connection)
+            if empty:  # its exporter is about to create the tables
+                raise NoStore(f"there is nothing in {self.path} yet")
+            check_version(connection, self.path)
+            yield connection
+
+    def _recover(self) -> None:
+        """
+        Roll back what a killed exporter left half-written.
+
+        A read-only connection may not do it ("attempt to write a readonly database"), and nobody could look
+        at the store until the next exporter comes.
+        """
+        with closing(self._open("rw")) as connection:
+            is_empty(connection)
+
+    def _open(self, mode: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self.path.as_uri()}?mode={mode}", uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None
+        )
+        connection.text_factory = _text
+        return connection
+
+
+# --- queries ----------------------------------------------------------------------------------------------
+
+_ENDED_RUNS = f"""
+SELECT run_id, start_ns, end_ns, status_code, status_message, session_id,
+       substr(user_prompt, 1, {_PREVIEW}) AS user_prompt
+FROM runs WHERE ?1 IS NULL OR status_code = ?1 ORDER BY start_ns DESC LIMIT ?2
+"""
+
+_OPEN_RUNS = """
+SELECT run_id FROM (
+    SELECT run_id, min(start_ns) AS start_ns FROM steps GROUP BY run_id
+    UNION ALL SELECT run_id, min(start_ns) FROM tool_calls GROUP BY run_id
+    UNION ALL SELECT run_id, min(time_ns) FROM feedback GROUP BY run_id
+)
+WHERE run_id NOT IN (SELECT run_id FROM runs) GROUP BY run_id ORDER BY min(start_ns) DESC LIMIT ?
+"""
+"""Answered from indexes alone: a store of many gigabytes is listed without visiting its rows."""
+
+_WHOLE = {"steps": "*", "tool_calls": "*", "feedback": "*"}
+_BRIEF = {
+    "steps": "start_ns, end_ns, status_code, prompt_uncached_tokens, prompt_cached_tokens, "
+    f"completion_tokens, real_total_cost, substr(prompt, 1, {_PREVIEW}) AS prompt",
+    "tool_calls": "start_ns, end_ns, status_code",
+    "feedback": "time_ns",
+}
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", "replace")  # another program may have written what is not UTF-8
+
+
+def _select(connection: sqlite3.Connection, query: str, values: tuple[Any, ...]) -> list[Row]:
+    cursor = connection.execute(query, values)
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def _find(connection: sqlite3.Connection, prefix: str) -> str | None:
+    source = " UNION ".join(
+        f"SELECT run_id FROM {table} WHERE run_id BETWEEN ?1 AND ?2" for table in TABLES.values()
+    )
+    rows = connection.execute(
+        f"{source} ORDER BY run_id LIMIT {_MAX_CANDIDATES}", (prefix, prefix + "\U0010ffff")
+    ).fetchall()
+    candidates = [run_id for (run_id,) in rows]
+    if len(candidates) > 1 and candidates[0] != prefix:
+        raise AmbiguousRun(prefix, candidates)
+    return candidates[0] if candidates else None
+
+
+def _parts(
+    connection: sqlite3.Connection, run_id: str, columns: dict[str, str]
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """Select steps, tool calls and feedback of a run in order of time."""
+
+    def of(table: str, time: str) -> list[Row]:
+        query = f"SELECT {columns[table]} FROM {table} WHERE run_id = ? ORDER BY {time}, rowid"
+        return _select(connection, query, (run_id,))
+
+    return of("steps", "start_ns"), of("tool_calls", "start_ns"), of("feedback", "time_ns")
+
+
+# --- from rows to summaries -------------------------------------------------------------------------------
+
+
+def _summary(run: Row, steps: list[Row], tool_calls: list[Row], feedback: list[Row]) -> RunSummary:
+    """Sum up a run; `run` holds nothing but the run_id if it has no row."""
+    timed = [run] if "start_ns" in run else steps + tool_calls
+    given = [row["time_ns"] for row in feedback]
+    prompt = run["user_prompt"] if "user_prompt" in run else next(map(itemgetter("prompt"), steps), None)
+    return RunSummary(
+        run_id=run["run_id"],
+        start_ns=min(row["start_ns"] for row in timed) if timed else min(given),
+        end_ns=max(row["end_ns"] for row in timed) if timed else max(given),
+        status_code=run.get("status_code"),
+        status_message=run.get("status_message"),
+        session_id=run.get("session_id"),
+        steps=len(steps),
+        failed_steps=_failed(steps),
+        tool_calls=len(tool_calls),
+        failed_tool_calls=_failed(tool_calls),
+        prompt_uncached_tokens=_sum(steps, "prompt_uncached_tokens"),
+        prompt_cached_tokens=_sum(steps, "prompt_cached_tokens"),
+        completion_tokens=_sum(steps, "completion_tokens"),
+        real_total_cost=_cost(steps),
+        prompt=prompt and prompt[:_PREVIEW],
+    )
+
+
+def _failed(rows: list[Row]) -> int:
+    return sum(row["status_code"] == 2 for row in rows)
+
+
+def _sum(rows: list[Row], column: str) -> int | None:
+    # In Python: sum() of SQLite ends in an error where 64 bits do not suffice.
+    told = [row[column] for row in rows if row[column] is not None]
+    return sum(told) if told else None
+
+
+def _cost(steps: list[Row]) -> Decimal | None:
+    told = [step["real_total_cost"] for step in steps if step["real_total_cost"] is not None]
+    if not told:
+        return None
+    with localcontext() as context:
+        context.prec = 700  # exact for every sum of floats
+        return sum(map(Decimal, told), Decimal())
+
+
+def _completed(row: Row) -> int:
+    """Say when a record was complete: the order in which records are made."""
+    time: int = row["time_ns"] if row["type"] == "feedback" else row["end_ns"]
+    return time
