@@ -1,0 +1,1096 @@
+# cython: language_level=3, freethreading_compatible=True
+"""Run, Step and ToolCall: the state machine, the checks of arguments, and the public chainable classes themselves.
+
+An object is a C struct (times, ids, counts) and an array of references to the texts it was given. `finish()` is the one
+function that ends an object: it stamps the struct, hands it to the ring and lets the texts go. No attribute is a Python
+object that could refer to others, so instances are invisible to the garbage collector.
+"""
+cimport cython
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check, PyLong_CheckExact
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.unicode cimport PyUnicode_Check, PyUnicode_GET_LENGTH
+from libc.math cimport isfinite
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from picostep._clock cimport clock_offset, monotonic_ns
+from picostep._ids cimport ID_BYTES, format_id, next_id
+from picostep._ring cimport (
+    CONVERSATIONAL, COST_FLOAT, FEEDBACK_SCORE, FEEDBACK_TEXT, IS_CONVERSATIONAL, KIND_FEEDBACK, KIND_RUN, KIND_STEP,
+    KIND_TOOL_CALL, MAX_TEXTS, OWN_ID, OWN_UUID, RUN_ID, RUN_INPUT, RUN_METADATA, RUN_OUTPUT, RUN_PROMPT, RUN_RESPONSE,
+    RUN_SESSION, RUN_SYSTEM, RUN_UUID, START_GIVEN, STATUS_MESSAGE, STEP_COST, STEP_FINISH, STEP_PROMPT, STEP_REQUESTED,
+    STEP_RESPONSE, STEP_TOOLS, STEP_USED, TOKENS_CACHED, TOKENS_COMPLETION, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME,
+    TOOL_RESULT, Record, Ring, append, host, ps_mutex,
+)
+
+from picostep.errors import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError
+
+cdef extern from "_sys.h" nogil:
+    const int64_t MAX_COUNT "PS_MAX_COUNT"      # 2**53: what every JSON reader keeps exactly
+    void lock "ps_lock"(ps_mutex *) noexcept
+    void unlock "ps_unlock"(ps_mutex *) noexcept
+
+cdef extern from "_sys.h":
+    int text_ready "ps_text_ready"(object) except -1
+
+cdef enum State:
+    NEW = 0             # made without a factory: nothing can be done with it
+    OPEN = 1
+    ENDED = 2
+
+cdef enum:
+    MAX_FEEDBACK = 2000
+    # Slots that outlive end(), for the properties.
+    KEPT = 1 << RUN_ID | 1 << OWN_ID | 1 << STEP_COST
+
+cdef struct Draft:
+    Record record
+    PyObject *text[MAX_TEXTS]       # owned; NULL where record.present has no bit
+
+
+# ---- what the recorder tells this module ---------------------------------------------------------------------------
+
+cdef object recorder = None         # opens rings and destinations: picostep.recorder, bound at import
+cdef int default_destination = -1   # -1: not resolved yet
+cdef bint disabled = False
+cdef bint raising = True
+
+
+def bind(module) -> None:
+    """Gives this module the functions it calls when something happens for the first time."""
+    global recorder
+    recorder = module
+
+
+def use(int destination, bint is_disabled, bint raises) -> None:
+    """Sets the default destination (-1: resolve at first use), whether anything is recorded, and what misuse does."""
+    global default_destination, disabled, raising
+    default_destination, disabled, raising = destination, is_disabled, raises
+
+
+cdef int destination_of(object api_key, object tcc_url, str where) except -1:
+    cdef int index
+    # An empty text counts as not given, as in the reference.
+    if (api_key is None or api_key == "") and (tcc_url is None or tcc_url == ""):
+        index = default_destination
+        if index >= 0 and (disabled or host.ring[index] != NULL):
+            return index
+        return recorder.default_destination()
+    if not (api_key is None or isinstance(api_key, str)):
+        # Without the value: it may well be a key.
+        fail(ArgumentTypeError, f"{where}(): api_key must be str, not {type(api_key).__name__}")
+        api_key = None
+    if not (tcc_url is None or isinstance(tcc_url, str)):
+        wrong_type(where, "tcc_url", "str", tcc_url)
+        tcc_url = None
+    return recorder.destination(api_key or None, tcc_url or None, None)
+
+
+# ---- misuse --------------------------------------------------------------------------------------------------------
+
+cdef int fail(object kind, str message) except -1:
+    """Raises, or in the mode "log" counts and logs; the caller then goes on as if the call had not been made."""
+    if raising:
+        raise kind(message)
+    recorder.misused(kind.__name__, message)
+    return 0
+
+
+cdef str shown(object value):
+    """What was given, without the content of texts and without running code of strange types."""
+    if value is None or isinstance(value, bool) or type(value) is int or type(value) is float:
+        text = repr(value) if type(value) is not int or abs(value) < 10**20 else "a very large int"
+        return f"{type(value).__name__} ({text})" if value is not None else "None"
+    return type(value).__name__
+
+
+cdef int wrong_type(str where, str argument, str wanted, object value) except -1:
+    return fail(ArgumentTypeError, f"{where}(): {argument} must be {wanted}, not {shown(value)}")
+
+
+cdef int not_open(Draft *draft, int state, str where) except -1:
+    if state == NEW:
+        return fail(EndedError, f"{where}(): this object was not made by picostep")
+    return fail(EndedError, f"{where}(): already ended; an ended object cannot be modified or ended again")
+
+
+# ---- setters on a draft: each returns 1 when it was done, 0 when misuse was logged ------------------------------------
+
+cdef inline void put(Draft *draft, int slot, object text, bint json) noexcept:
+    cdef PyObject *old = draft.text[slot]
+    Py_INCREF(text)
+    draft.text[slot] = <PyObject *>text
+    draft.record.present |= <uint16_t>(1 << slot)
+    if json:
+        draft.record.json |= <uint16_t>(1 << slot)
+    else:
+        draft.record.json &= <uint16_t>~(1 << slot)
+    Py_XDECREF(old)
+
+
+cdef inline void drop(Draft *draft, int slot) noexcept:
+    cdef PyObject *old = draft.text[slot]
+    draft.text[slot] = NULL
+    draft.record.present &= <uint16_t>~(1 << slot)
+    Py_XDECREF(old)
+
+
+cdef inline void drop_all(Draft *draft, uint32_t keep) noexcept:
+    cdef int slot
+    for slot in range(MAX_TEXTS):
+        if draft.text[slot] != NULL and not keep >> slot & 1:
+            drop(draft, slot)
+
+
+cdef inline int set_text(Draft *draft, int slot, object value, str where, str argument) except -1:
+    if PyUnicode_Check(value):
+        text_ready(value)
+        put(draft, slot, value, False)
+        return 1
+    return wrong_type(where, argument, "str", value)
+
+
+cdef inline int set_optional(Draft *draft, int slot, object value, str where, str argument) except -1:
+    return 1 if value is None else set_text(draft, slot, value, where, argument)
+
+
+cdef inline int set_id(Draft *draft, int slot, object value, str where, str argument) except -1:
+    """An empty id counts as not given."""
+    if value is None or (PyUnicode_Check(value) and PyUnicode_GET_LENGTH(value) == 0):
+        return 1
+    return set_text(draft, slot, value, where, argument)
+
+
+cdef str snapshot(object value, str where, str argument, bint strict):
+    """The JSON of a value, or None when misuse was logged."""
+    import json
+    try:
+        return json.dumps(value, allow_nan=not strict)
+    except TypeError as error:
+        fail(ArgumentTypeError, f"{where}(): {argument} has no JSON form: {error}")
+    except (ValueError, RecursionError) as error:
+        fail(ArgumentError, f"{where}(): {argument} has no JSON form: {error}")
+    return None
+
+
+cdef inline int set_body(Draft *draft, int slot, object value, str where, str argument) except -1:
+    """A text, or provider messages as list or dict."""
+    if PyUnicode_Check(value):
+        text_ready(value)
+        put(draft, slot, value, False)
+        return 1
+    return set_json_body(draft, slot, value, where, argument)
+
+
+cdef int set_json_body(Draft *draft, int slot, object value, str where, str argument) except -1:
+    if not isinstance(value, (list, dict)):
+        return wrong_type(where, argument, "str, list or dict", value)
+    text = snapshot(value, where, argument, True)
+    if text is None:
+        return 0
+    put(draft, slot, text, True)
+    return 1
+
+
+cdef int set_tool_value(Draft *draft, int slot, object value, str where, str argument) except -1:
+    """A text as it is; anything else as the text of its JSON."""
+    if PyUnicode_Check(value):
+        return set_text(draft, slot, value, where, argument)
+    text = snapshot(value, where, argument, False)
+    if text is None:
+        return 0
+    put(draft, slot, text, False)
+    return 1
+
+
+cdef inline int as_count(object value, int64_t *out, str where, str argument) except -1:
+    cdef int overflow
+    cdef int64_t n
+    if PyLong_CheckExact(value):
+        n = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if not overflow and 0 <= n <= MAX_COUNT:
+            out[0] = n
+            return 1
+    return as_odd_count(value, out, 0, where, argument)
+
+
+cdef int as_odd_count(object value, int64_t *out, int64_t low, str where, str argument) except -1:
+    """Ints of other types, and what is wrong with the rest."""
+    if isinstance(value, (bool, float)) or not hasattr(type(value), "__index__"):
+        return wrong_type(where, argument, "int", value)
+    number = value.__index__()
+    if not low <= number <= MAX_COUNT:
+        return fail(ArgumentError, f"{where}(): {argument} must be {'≥ 0 and ≤ ' if low == 0 else 'within ±'}2**53, not {shown(number)}")
+    out[0] = number
+    return 1
+
+
+cdef inline int set_tokens(Draft *draft, object uncached, object cached, object completion, str where) except -1:
+    """All or none: a wrong count leaves the others as they were."""
+    cdef int64_t n[3]
+    cdef uint8_t has = 0
+    if uncached is not None:
+        if not as_count(uncached, &n[TOKENS_UNCACHED], where, "prompt_uncached"):
+            return 0
+        has |= 1 << TOKENS_UNCACHED
+    if cached is not None:
+        if not as_count(cached, &n[TOKENS_CACHED], where, "prompt_cached"):
+            return 0
+        has |= 1 << TOKENS_CACHED
+    if completion is not None:
+        if not as_count(completion, &n[TOKENS_COMPLETION], where, "completion"):
+            return 0
+        has |= 1 << TOKENS_COMPLETION
+    if has & 1 << TOKENS_UNCACHED:
+        draft.record.tokens[TOKENS_UNCACHED] = n[TOKENS_UNCACHED]
+    if has & 1 << TOKENS_CACHED:
+        draft.record.tokens[TOKENS_CACHED] = n[TOKENS_CACHED]
+    if has & 1 << TOKENS_COMPLETION:
+        draft.record.tokens[TOKENS_COMPLETION] = n[TOKENS_COMPLETION]
+    draft.record.has_tokens |= has
+    return 1
+
+
+cdef inline int set_cost(Draft *draft, object value, str where, str argument) except -1:
+    if PyFloat_Check(value) and isfinite(PyFloat_AS_DOUBLE(value)) and PyFloat_AS_DOUBLE(value) >= 0:
+        drop(draft, STEP_COST)
+        draft.record.cost = PyFloat_AS_DOUBLE(value)
+        draft.record.flags |= COST_FLOAT
+        return 1
+    return set_odd_cost(draft, value, where, argument)
+
+
+cdef int set_odd_cost(Draft *draft, object value, str where, str argument) except -1:
+    """None, ints and Decimals, and what is wrong with the rest."""
+    from decimal import Decimal
+    if value is None:
+        drop(draft, STEP_COST)
+        draft.record.flags &= <uint16_t>~COST_FLOAT
+        return 1
+    if isinstance(value, (float, Decimal)):
+        number = value
+    elif isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        return wrong_type(where, argument, "int, float or Decimal", value)
+    else:
+        number = value.__index__()
+    # Comparing a NaN Decimal raises, so finiteness comes first; a float in here is infinite, NaN or negative.
+    if isinstance(number, Decimal) and not number.is_finite() or not 0 <= number < 10**300:
+        return fail(ArgumentError, f"{where}(): {argument} must be finite, ≥ 0 and < 1e300, not {value!s:.40}")
+    put(draft, STEP_COST, str(number), False)
+    draft.record.flags &= <uint16_t>~COST_FLOAT
+    return 1
+
+
+cdef inline int set_status(Draft *draft, object code, object message, str where) except -1:
+    cdef int overflow
+    cdef int64_t n = 0
+    if not PyLong_CheckExact(code):
+        if not as_odd_count(code, &n, -MAX_COUNT, where, "code"):
+            return 0
+    else:
+        n = PyLong_AsLongLongAndOverflow(code, &overflow)
+        if overflow or not -MAX_COUNT <= n <= MAX_COUNT:
+            return as_odd_count(code, &n, -MAX_COUNT, where, "code")
+    if not set_optional(draft, STATUS_MESSAGE, message, where, "message"):
+        return 0
+    draft.record.status_code = n
+    return 1
+
+
+cdef int set_metadata(Draft *draft, object data, dict more, str where) except -1:
+    """Appends one line of JSON a call: the exporter merges them."""
+    if data is not None and not isinstance(data, dict):
+        try:
+            data = dict(data)
+        except (TypeError, ValueError):
+            return wrong_type(where, "data", "a dict", data)
+    merged = {**data, **more} if data else more
+    for key in merged:
+        if not isinstance(key, str):
+            return fail(ArgumentTypeError, f"{where}(): metadata keys must be str, not {shown(key)}")
+    text = snapshot(merged, where, "metadata", True)
+    if text is None:
+        return 0
+    if draft.text[RUN_METADATA] != NULL:
+        text = f"{<object>draft.text[RUN_METADATA]}\n{text}"
+    put(draft, RUN_METADATA, text, False)
+    return 1
+
+
+# ---- begin and end -------------------------------------------------------------------------------------------------
+
+cdef int new_id(uint8_t *to) except -1:
+    cdef int err
+    lock(&host.lock)
+    err = next_id(&host.ids, to)
+    unlock(&host.lock)
+    if err:
+        raise OSError("the kernel gives no random bytes")
+    return 0
+
+
+cdef inline int begin(Draft *draft, int kind, object start_time, str where) except -1:
+    draft.record.kind = <uint8_t>kind
+    if start_time is None:
+        draft.record.start_ns = monotonic_ns()
+        return 0
+    return begin_at(draft, start_time, where)
+
+
+cdef int begin_at(Draft *draft, object start_time, str where) except -1:
+    try:
+        draft.record.start_ns = recorder.to_ns(start_time, "start_time")
+        draft.record.flags |= START_GIVEN
+    except (ArgumentError, ArgumentTypeError) as error:
+        fail(type(error), f"{where}(): {error}")
+        draft.record.start_ns = monotonic_ns()
+    return 0
+
+
+cdef inline int set_own_id(Draft *draft, object value, str where, str argument) except -1:
+    set_id(draft, OWN_ID, value, where, argument)
+    if draft.text[OWN_ID] == NULL:
+        new_id(draft.record.own_uuid)
+        draft.record.flags |= OWN_UUID
+    return 0
+
+
+cdef inline int set_run_id(Draft *draft, object value, bint required, str where) except -1:
+    set_id(draft, RUN_ID, value, where, "run_id")
+    if draft.text[RUN_ID] == NULL:
+        if required:
+            # In the mode "log" the record is kept, under a run of its own.
+            fail(ArgumentError, f"{where}(): run_id must not be empty")
+        new_id(draft.record.run_uuid)
+        draft.record.flags |= RUN_UUID
+    return 0
+
+
+cdef inline void inherit_run(Draft *draft, Draft *source) noexcept:
+    if source.record.flags & RUN_UUID:
+        memcpy(draft.record.run_uuid, source.record.run_uuid, ID_BYTES)
+        draft.record.flags |= RUN_UUID
+    else:
+        put(draft, RUN_ID, <object>source.text[RUN_ID], False)
+
+
+cdef inline int stamp(Draft *draft, object end_time, str where) except -1:
+    """Turns the monotonic stamps into Unix times. Raises before it changes anything."""
+    cdef Record *record = &draft.record
+    cdef int64_t now = monotonic_ns(), offset, end, start = record.start_ns
+    lock(&host.lock)
+    offset = clock_offset(&host.clock, now)
+    unlock(&host.lock)
+    if not record.flags & START_GIVEN:
+        start += offset
+    end = now + offset
+    if end_time is not None:
+        end = given_end(end_time, end, start, where)
+    record.start_ns = start
+    record.end_ns = end
+    if record.first_token_ns:
+        record.first_token_ns += offset
+    return 0
+
+
+cdef int64_t given_end(object end_time, int64_t now, int64_t start, str where) except? -1:
+    try:
+        end = recorder.to_ns(end_time, "end_time")
+    except (ArgumentError, ArgumentTypeError) as error:
+        fail(type(error), f"{where}(): {error}")
+        return now
+    if end < start:
+        fail(ArgumentError, f"{where}(): end_time lies before the start")
+        return now
+    return end
+
+
+cdef inline bint hand_over(Draft *draft, int destination) except? -1:
+    """Appends a stamped record to the ring of its destination. False: dropped, and counted."""
+    cdef Ring *ring
+    if disabled:
+        return False
+    ring = host.ring[destination]
+    if ring == NULL:
+        recorder.open_ring(destination)
+        ring = host.ring[destination]
+        if ring == NULL:
+            host.unrecorded += 1
+            return False
+    return append(ring, &draft.record, draft.text) == 0
+
+
+# Names of the shared methods, by kind.
+cdef tuple STATUS_OF = ("status", "Step.status", "Run.status", "ToolCall.status")
+cdef tuple ERROR_OF = ("error", "Step.error", "Run.error", "ToolCall.error")
+
+
+# ---- the public classes ----------------------------------------------------------------------------------------------
+
+@cython.freelist(64)
+cdef class _Handle:
+    """What Run, Step and ToolCall share. Not for direct use."""
+    cdef Draft draft
+    cdef int destination
+    cdef uint8_t state
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError(f"{type(self).__name__} objects are made by picostep.run(), step() and tool_call()")
+
+    def __dealloc__(self):
+        drop_all(&self.draft, 0)
+
+    @property
+    @cython.critical_section
+    def run_id(self) -> str:
+        """The run's id: the text given, or a UUID."""
+        return id_text(&self.draft, RUN_ID, RUN_UUID, self.draft.record.run_uuid)
+
+    @cython.critical_section
+    def status(self, code, message=None):
+        """Sets the status.
+
+        Args:
+            code: 0 for ok, 2 for error; any int within ±2**53 goes out as given.
+            message: text; secrets in it are redacted before it leaves the machine. None keeps what was set.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            EndedError: after end() or error().
+            ArgumentTypeError, ArgumentError: an argument is not what it should be.
+        """
+        cdef str where = <str>STATUS_OF[self.draft.record.kind]
+        if self.state == OPEN:
+            set_status(&self.draft, code, message, where)
+        else:
+            not_open(&self.draft, self.state, where)
+        return self
+
+    @cython.critical_section
+    def error(self, status_message="", end_time=None):
+        """Ends the object as failed (status code 2) and hands it over; nothing but itself is required.
+
+        Args:
+            status_message: what went wrong; "" keeps a message that status() set. Secrets in it are redacted on the way out.
+            end_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+
+        Raises:
+            EndedError: a second end.
+            ArgumentTypeError, ArgumentError: an argument is not what it should be; the object stays open.
+        """
+        cdef str where = <str>ERROR_OF[self.draft.record.kind]
+        if self.state != OPEN:
+            not_open(&self.draft, self.state, where)
+            return
+        if not PyUnicode_Check(status_message):
+            wrong_type(where, "status_message", "str", status_message)
+            status_message = ""
+        stamp(&self.draft, end_time, where)
+        if status_message:
+            set_text(&self.draft, STATUS_MESSAGE, status_message, where, "status_message")
+        self.draft.record.status_code = 2
+        finish(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if self.state != OPEN:
+            return
+        if kind is None:
+            self.end()
+            return
+        try:
+            text = str(error)
+        except Exception:
+            text = ""
+        self.error(text or kind.__name__)
+
+    def __repr__(self):
+        state = "open" if self.state == OPEN else "ended"
+        return f"<picostep.{type(self).__name__} of run {self.run_id!r}, {state}>"
+
+
+cdef str id_text(Draft *draft, int slot, int flag, uint8_t *uuid):
+    cdef char text[36]
+    if draft.record.flags & flag:
+        if draft.text[slot] == NULL:
+            format_id(uuid, text)
+            put(draft, slot, text[:36].decode("ascii"), False)
+        return <str><object>draft.text[slot]
+    return <str><object>draft.text[slot] if draft.text[slot] != NULL else ""
+
+
+cdef int finish(_Handle self) except -1:
+    """The one way from OPEN to ENDED: hands the stamped record over and lets the texts go."""
+    self.state = ENDED
+    hand_over(&self.draft, self.destination)
+    drop_all(&self.draft, KEPT)
+    return 0
+
+
+cdef inline Step new_step(int destination):
+    cdef Step made = Step.__new__(Step)
+    made.destination = destination
+    made.state = OPEN
+    return made
+
+
+cdef inline ToolCall new_tool_call(int destination):
+    cdef ToolCall made = ToolCall.__new__(ToolCall)
+    made.destination = destination
+    made.state = OPEN
+    return made
+
+
+cdef Step step_of(_Handle parent, object step_id, object start_time, str where):
+    cdef Step made = new_step(parent.destination)
+    inherit_run(&made.draft, &parent.draft)
+    set_own_id(&made.draft, step_id, where, "step_id")
+    begin(&made.draft, KIND_STEP, start_time, where)
+    return made
+
+
+cdef ToolCall tool_call_of(_Handle parent, object tool_name, object tool_call_id, object start_time, str where):
+    cdef ToolCall made = new_tool_call(parent.destination)
+    inherit_run(&made.draft, &parent.draft)
+    set_own_id(&made.draft, tool_call_id, where, "tool_call_id")
+    set_optional(&made.draft, TOOL_NAME, tool_name, where, "tool_name")
+    begin(&made.draft, KIND_TOOL_CALL, start_time, where)
+    return made
+
+
+@cython.final
+cdef class Run(_Handle):
+    """One run of an agent. Made by picostep.run(); usable as a context manager.
+
+    Thread-safety: methods may be called from any thread; each call is atomic.
+    """
+
+    @cython.critical_section
+    def step(self, step_id=None, *, start_time=None) -> Step:
+        """Begins a step of this run. The run may have ended.
+
+        Args:
+            step_id: text; a UUID when None or "".
+            start_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+        """
+        return step_of(self, step_id, start_time, "Run.step")
+
+    @cython.critical_section
+    def tool_call(self, tool_name=None, tool_call_id=None, *, start_time=None) -> ToolCall:
+        """Begins a tool call of this run; arguments as in picostep.tool_call()."""
+        return tool_call_of(self, tool_name, tool_call_id, start_time, "Run.tool_call")
+
+    @cython.critical_section
+    def prompt(self, user_prompt, system_prompt=None, full_input=None):
+        """Sets what the user asked; replaces all three parts. Texts, or lists/dicts of provider messages."""
+        cdef Draft *draft = &self.draft
+        if self.state != OPEN:
+            not_open(draft, self.state, "Run.prompt")
+        elif set_body(draft, RUN_PROMPT, user_prompt, "Run.prompt", "user_prompt"):
+            drop(draft, RUN_SYSTEM)
+            drop(draft, RUN_INPUT)
+            if system_prompt is not None:
+                set_body(draft, RUN_SYSTEM, system_prompt, "Run.prompt", "system_prompt")
+            if full_input is not None:
+                set_body(draft, RUN_INPUT, full_input, "Run.prompt", "full_input")
+        return self
+
+    @cython.critical_section
+    def response(self, text, full_output=None):
+        """Sets what the agent answered. Texts, or lists/dicts of provider messages."""
+        if self.state != OPEN:
+            not_open(&self.draft, self.state, "Run.response")
+        elif set_body(&self.draft, RUN_RESPONSE, text, "Run.response", "text") and full_output is not None:
+            set_body(&self.draft, RUN_OUTPUT, full_output, "Run.response", "full_output")
+        return self
+
+    @cython.critical_section
+    def metadata(self, data=None, **kwargs):
+        """Merges keys into the run's metadata, snapshotted now. Keys are str; values are str or any JSON value."""
+        if self.state != OPEN:
+            not_open(&self.draft, self.state, "Run.metadata")
+        else:
+            set_metadata(&self.draft, data, kwargs, "Run.metadata")
+        return self
+
+    def feedback(self, score=None, text=None) -> bool:
+        """Records the user's feedback on this run; as picostep.submit_feedback()."""
+        return record_feedback(self.run_id, score, text, self.destination, "Run.feedback")
+
+    @cython.critical_section
+    def end(self, end_time=None):
+        """Ends the run and hands it over.
+
+        Args:
+            end_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+
+        Raises:
+            MissingFieldError: no prompt was set; the run stays open.
+            EndedError: a second end.
+        """
+        if self.state != OPEN:
+            not_open(&self.draft, self.state, "Run.end")
+        elif not self.draft.record.present & 1 << RUN_PROMPT:
+            fail(MissingFieldError, "Run.end(): prompt is required; call .prompt(...) before .end(), or use .error()")
+        else:
+            stamp(&self.draft, end_time, "Run.end")
+            finish(self)
+
+
+@cython.final
+cdef class Step(_Handle):
+    """One request to a model and its response. Made by picostep.step() or Run.step(); usable as a context manager.
+
+    Thread-safety: methods may be called from any thread; each call is atomic.
+    """
+
+    @property
+    @cython.critical_section
+    def step_id(self) -> str:
+        """The step's id: the text given, or a UUID."""
+        return id_text(&self.draft, OWN_ID, OWN_UUID, self.draft.record.own_uuid)
+
+    @property
+    @cython.critical_section
+    def total_cost(self):
+        """Cost in US dollars as decimal.Decimal, or None when it is not known. A float counts as the shortest decimal that it prints as."""
+        from decimal import Decimal
+        if self.draft.record.flags & COST_FLOAT:
+            return Decimal(repr(self.draft.record.cost))
+        if self.draft.text[STEP_COST] != NULL:
+            return Decimal(<object>self.draft.text[STEP_COST])
+        return None
+
+    @cython.critical_section
+    def prompt(self, text):
+        """Sets what was sent to the model: a text, or a list/dict of provider messages, snapshotted now."""
+        if self.state == OPEN:
+            set_body(&self.draft, STEP_PROMPT, text, "Step.prompt", "text")
+        else:
+            not_open(&self.draft, self.state, "Step.prompt")
+        return self
+
+    @cython.critical_section
+    def response(self, text):
+        """Sets what the model answered: a text, or a list/dict of provider messages, snapshotted now."""
+        if self.state == OPEN:
+            set_body(&self.draft, STEP_RESPONSE, text, "Step.response", "text")
+        else:
+            not_open(&self.draft, self.state, "Step.response")
+        return self
+
+    @cython.critical_section
+    def model(self, requested=None, used=None):
+        """Sets the model that was asked for and the one that answered. None keeps what was set."""
+        cdef Draft *draft = &self.draft
+        if self.state != OPEN:
+            not_open(draft, self.state, "Step.model")
+        elif set_optional(draft, STEP_REQUESTED, requested, "Step.model", "requested"):
+            set_optional(draft, STEP_USED, used, "Step.model", "used")
+        return self
+
+    @cython.critical_section
+    def tokens(self, prompt_uncached=None, prompt_cached=None, completion=None):
+        """Sets token counts: ints from 0 to 2**53. None keeps what was set.
+
+        The three are disjoint: cached prompt tokens are not part of the uncached. usage() reads them from a provider's answer.
+        """
+        if self.state == OPEN:
+            set_tokens(&self.draft, prompt_uncached, prompt_cached, completion, "Step.tokens")
+        else:
+            not_open(&self.draft, self.state, "Step.tokens")
+        return self
+
+    @cython.critical_section
+    def usage(self, usage):
+        """Sets the token counts from a provider's usage object or dict; see picostep.usage for the shapes it reads."""
+        if self.state != OPEN:
+            not_open(&self.draft, self.state, "Step.usage")
+            return self
+        try:
+            uncached, cached, completion = recorder.disjoint(usage)
+        except (ArgumentError, ArgumentTypeError) as error:
+            fail(type(error), f"Step.usage(): {error}")
+        else:
+            set_tokens(&self.draft, uncached, cached, completion, "Step.usage")
+        return self
+
+    @cython.critical_section
+    def cost(self, real_total):
+        """Sets the cost in US dollars: int, float or Decimal, finite and ≥ 0. It goes out as given. None takes it back."""
+        if self.state == OPEN:
+            set_cost(&self.draft, real_total, "Step.cost", "real_total")
+        else:
+            not_open(&self.draft, self.state, "Step.cost")
+        return self
+
+    @cython.critical_section
+    def finish_reason(self, reason):
+        """Sets why the model stopped. None takes it back, as a provider's object may hold one."""
+        if self.state != OPEN:
+            not_open(&self.draft, self.state, "Step.finish_reason")
+        elif reason is None:
+            drop(&self.draft, STEP_FINISH)
+        else:
+            set_text(&self.draft, STEP_FINISH, reason, "Step.finish_reason", "reason")
+        return self
+
+    @cython.critical_section
+    def tool_definitions(self, definitions):
+        """Sets the tools the model could call: a text, or a list/dict, snapshotted now."""
+        if self.state == OPEN:
+            set_body(&self.draft, STEP_TOOLS, definitions, "Step.tool_definitions", "definitions")
+        else:
+            not_open(&self.draft, self.state, "Step.tool_definitions")
+        return self
+
+    @cython.critical_section
+    def first_token(self):
+        """Marks the arrival of the first streamed token; only the first call counts."""
+        if self.state != OPEN:
+            not_open(&self.draft, self.state, "Step.first_token")
+        elif not self.draft.record.first_token_ns:
+            self.draft.record.first_token_ns = monotonic_ns()
+        return self
+
+    @cython.critical_section
+    def tool_call(self, tool_name=None, tool_call_id=None, *, start_time=None) -> ToolCall:
+        """Begins a tool call of this step's run; arguments as in picostep.tool_call()."""
+        return tool_call_of(self, tool_name, tool_call_id, start_time, "Step.tool_call")
+
+    @cython.critical_section
+    def end(self, end_time=None):
+        """Ends the step and hands it over.
+
+        Args:
+            end_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+
+        Raises:
+            MissingFieldError: prompt or response was not set; the step stays open.
+            EndedError: a second end.
+        """
+        cdef uint16_t present = self.draft.record.present
+        if self.state != OPEN:
+            not_open(&self.draft, self.state, "Step.end")
+        elif not present & 1 << STEP_PROMPT:
+            fail(MissingFieldError, "Step.end(): prompt is required; call .prompt(...) before .end(), or use .error()")
+        elif not present & 1 << STEP_RESPONSE:
+            fail(MissingFieldError, "Step.end(): response is required; call .response(...) before .end(), or use .error()")
+        else:
+            stamp(&self.draft, end_time, "Step.end")
+            finish(self)
+
+
+@cython.final
+cdef class ToolCall(_Handle):
+    """One call of a tool. Made by picostep.tool_call(), Run.tool_call() or Step.tool_call(); usable as a context manager.
+
+    Thread-safety: methods may be called from any thread; each call is atomic.
+    """
+
+    @property
+    @cython.critical_section
+    def tool_call_id(self) -> str:
+        """The tool call's id: the text given, or a UUID."""
+        return id_text(&self.draft, OWN_ID, OWN_UUID, self.draft.record.own_uuid)
+
+    @cython.critical_section
+    def name(self, tool_name):
+        """Sets the tool's name."""
+        if self.state == OPEN:
+            set_text(&self.draft, TOOL_NAME, tool_name, "ToolCall.name", "tool_name")
+        else:
+            not_open(&self.draft, self.state, "ToolCall.name")
+        return self
+
+    @cython.critical_section
+    def args(self, value):
+        """Sets the arguments: a text as it is, anything else as the text of its JSON, snapshotted now."""
+        if self.state == OPEN:
+            set_tool_value(&self.draft, TOOL_ARGS, value, "ToolCall.args", "value")
+        else:
+            not_open(&self.draft, self.state, "ToolCall.args")
+        return self
+
+    @cython.critical_section
+    def result(self, value):
+        """Sets the result: a text as it is, anything else as the text of its JSON, snapshotted now."""
+        if self.state == OPEN:
+            set_tool_value(&self.draft, TOOL_RESULT, value, "ToolCall.result", "value")
+        else:
+            not_open(&self.draft, self.state, "ToolCall.result")
+        return self
+
+    @cython.critical_section
+    def end(self, end_time=None):
+        """Ends the tool call and hands it over.
+
+        Args:
+            end_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+
+        Raises:
+            MissingFieldError: no name was set; the tool call stays open.
+            EndedError: a second end.
+        """
+        if self.state != OPEN:
+            not_open(&self.draft, self.state, "ToolCall.end")
+        elif not self.draft.record.present & 1 << TOOL_NAME:
+            fail(MissingFieldError, "ToolCall.end(): name is required; call .name(...) before .end(), or use .error()")
+        else:
+            stamp(&self.draft, end_time, "ToolCall.end")
+            finish(self)
+
+
+# ---- factories -------------------------------------------------------------------------------------------------------
+
+def run(run_id=None, session_id=None, conversational=None, api_key=None, tcc_url=None, *, start_time=None) -> Run:
+    """Begins a run.
+
+    Args:
+        run_id: text; a UUID when None or "".
+        session_id: text that groups runs.
+        conversational: whether the run is part of a conversation.
+        api_key: sends this run, its steps, tool calls and feedback with another key than the settings'.
+        tcc_url: sends this run, its steps and tool calls to another endpoint than the settings'.
+        start_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+
+    Raises:
+        ConfigError: at first use, a setting is not valid.
+        ArgumentTypeError, ArgumentError: an argument is not what it should be.
+    """
+    cdef int destination = destination_of(api_key, tcc_url, "run")
+    cdef Run made = Run.__new__(Run)
+    cdef Draft *draft = &made.draft
+    made.destination = destination
+    made.state = OPEN
+    set_run_id(draft, run_id, False, "run")
+    set_optional(draft, RUN_SESSION, session_id, "run", "session_id")
+    set_conversational(draft, conversational, "run")
+    begin(draft, KIND_RUN, start_time, "run")
+    return made
+
+
+cdef int set_conversational(Draft *draft, object value, str where) except -1:
+    if value is None:
+        return 1
+    if not isinstance(value, bool):
+        return wrong_type(where, "conversational", "bool", value)
+    draft.record.flags |= CONVERSATIONAL
+    if value:
+        draft.record.flags |= IS_CONVERSATIONAL
+    return 1
+
+
+def step(run_id, step_id=None, api_key=None, tcc_url=None, *, start_time=None) -> Step:
+    """Begins a step of the run with this id.
+
+    Args:
+        run_id: text, not empty.
+        step_id: text; a UUID when None or "".
+        api_key, tcc_url, start_time: as in run().
+
+    Raises:
+        ConfigError, ArgumentTypeError, ArgumentError: as run().
+    """
+    cdef int destination = destination_of(api_key, tcc_url, "step")
+    cdef Step made = new_step(destination)
+    set_run_id(&made.draft, run_id, True, "step")
+    set_own_id(&made.draft, step_id, "step", "step_id")
+    begin(&made.draft, KIND_STEP, start_time, "step")
+    return made
+
+
+def tool_call(run_id, tool_call_id=None, tool_name=None, api_key=None, tcc_url=None, *, start_time=None) -> ToolCall:
+    """Begins a tool call of the run with this id.
+
+    Args:
+        run_id: text, not empty.
+        tool_call_id: text; a UUID when None or "".
+        tool_name: text; may also be set by ToolCall.name().
+        api_key, tcc_url, start_time: as in run().
+
+    Raises:
+        ConfigError, ArgumentTypeError, ArgumentError: as run().
+    """
+    cdef int destination = destination_of(api_key, tcc_url, "tool_call")
+    cdef ToolCall made = new_tool_call(destination)
+    set_run_id(&made.draft, run_id, True, "tool_call")
+    set_own_id(&made.draft, tool_call_id, "tool_call", "tool_call_id")
+    set_optional(&made.draft, TOOL_NAME, tool_name, "tool_call", "tool_name")
+    begin(&made.draft, KIND_TOOL_CALL, start_time, "tool_call")
+    return made
+
+
+# ---- one call for everything at hand -----------------------------------------------------------------------------------
+
+cdef int conclude(Draft *draft, object status_code, object status_message, object end_time, int destination, str where) except -1:
+    set_status(draft, status_code, status_message, where)
+    stamp(draft, end_time, where)
+    hand_over(draft, destination)
+    return 0
+
+
+def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, model_used=None, prompt_uncached=None,
+              prompt_cached=None, completion=None, cost=None, finish_reason=None, tool_definitions=None, status_code=0,
+              status_message=None, start_time=None, end_time=None, api_key=None, tcc_url=None) -> str:
+    """Records a whole step in one call: the fastest way. Arguments as in step() and the methods of Step.
+
+    Returns:
+        The step's id.
+    """
+    cdef int destination = destination_of(api_key, tcc_url, "send_step")
+    cdef Draft draft
+    memset(&draft, 0, sizeof(draft))
+    try:
+        begin(&draft, KIND_STEP, start_time, "send_step")
+        set_run_id(&draft, run_id, True, "send_step")
+        set_own_id(&draft, step_id, "send_step", "step_id")
+        set_body(&draft, STEP_PROMPT, prompt, "send_step", "prompt")
+        set_body(&draft, STEP_RESPONSE, response, "send_step", "response")
+        set_optional(&draft, STEP_REQUESTED, model_requested, "send_step", "model_requested")
+        set_optional(&draft, STEP_USED, model_used, "send_step", "model_used")
+        set_tokens(&draft, prompt_uncached, prompt_cached, completion, "send_step")
+        if cost is not None:
+            set_cost(&draft, cost, "send_step", "cost")
+        set_optional(&draft, STEP_FINISH, finish_reason, "send_step", "finish_reason")
+        if tool_definitions is not None:
+            set_body(&draft, STEP_TOOLS, tool_definitions, "send_step", "tool_definitions")
+        conclude(&draft, status_code, status_message, end_time, destination, "send_step")
+        return id_text(&draft, OWN_ID, OWN_UUID, draft.record.own_uuid)
+    finally:
+        drop_all(&draft, 0)
+
+
+def send_tool_call(run_id, *, name, tool_call_id=None, args=None, result=None, status_code=0, status_message=None,
+                   start_time=None, end_time=None, api_key=None, tcc_url=None) -> str:
+    """Records a whole tool call in one call. Arguments as in tool_call() and the methods of ToolCall; None is not given.
+
+    Returns:
+        The tool call's id.
+    """
+    cdef int destination = destination_of(api_key, tcc_url, "send_tool_call")
+    cdef Draft draft
+    memset(&draft, 0, sizeof(draft))
+    try:
+        begin(&draft, KIND_TOOL_CALL, start_time, "send_tool_call")
+        set_run_id(&draft, run_id, True, "send_tool_call")
+        set_own_id(&draft, tool_call_id, "send_tool_call", "tool_call_id")
+        set_text(&draft, TOOL_NAME, name, "send_tool_call", "name")
+        if args is not None:
+            set_tool_value(&draft, TOOL_ARGS, args, "send_tool_call", "args")
+        if result is not None:
+            set_tool_value(&draft, TOOL_RESULT, result, "send_tool_call", "result")
+        conclude(&draft, status_code, status_message, end_time, destination, "send_tool_call")
+        return id_text(&draft, OWN_ID, OWN_UUID, draft.record.own_uuid)
+    finally:
+        drop_all(&draft, 0)
+
+
+def send_run(*, prompt, response=None, steps=(), tool_calls=(), run_id=None, session_id=None, conversational=None,
+             system_prompt=None, full_input=None, full_output=None, metadata=None, status_code=0, status_message=None,
+             start_time=None, end_time=None, api_key=None, tcc_url=None) -> str:
+    """Records a whole run in one call, with its steps and tool calls.
+
+    Args:
+        steps: mappings of the keywords of send_step(), without run_id, api_key and tcc_url.
+        tool_calls: mappings of the keywords of send_tool_call(), likewise.
+        others: as in run() and the methods of Run.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        As the calls it stands for. The steps before a wrong one are recorded; the run is not.
+    """
+    cdef int destination = destination_of(api_key, tcc_url, "send_run")
+    cdef Draft draft
+    memset(&draft, 0, sizeof(draft))
+    try:
+        begin(&draft, KIND_RUN, start_time, "send_run")
+        set_run_id(&draft, run_id, False, "send_run")
+        set_optional(&draft, RUN_SESSION, session_id, "send_run", "session_id")
+        set_conversational(&draft, conversational, "send_run")
+        set_body(&draft, RUN_PROMPT, prompt, "send_run", "prompt")
+        if system_prompt is not None:
+            set_body(&draft, RUN_SYSTEM, system_prompt, "send_run", "system_prompt")
+        if full_input is not None:
+            set_body(&draft, RUN_INPUT, full_input, "send_run", "full_input")
+        if response is not None:
+            set_body(&draft, RUN_RESPONSE, response, "send_run", "response")
+        if full_output is not None:
+            set_body(&draft, RUN_OUTPUT, full_output, "send_run", "full_output")
+        if metadata is not None:
+            set_metadata(&draft, metadata, {}, "send_run")
+        made_id = id_text(&draft, RUN_ID, RUN_UUID, draft.record.run_uuid)
+        for step in steps:
+            send_step(made_id, **step, api_key=api_key, tcc_url=tcc_url)
+        for call in tool_calls:
+            send_tool_call(made_id, **call, api_key=api_key, tcc_url=tcc_url)
+        conclude(&draft, status_code, status_message, end_time, destination, "send_run")
+        return made_id
+    finally:
+        drop_all(&draft, 0)
+
+
+def submit_feedback(run_id, score=None, text=None, api_key=None, tcc_url=None) -> bool:
+    """Records the user's feedback on a run.
+
+    Args:
+        run_id: text.
+        score: "thumbs_up" or "thumbs_down".
+        text: at most 2,000 characters. One of score and text is needed.
+        api_key: as in run().
+        tcc_url: another endpoint for this feedback.
+
+    Returns:
+        Whether it was recorded. It is delivered later, like everything else.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: an argument is not what it should be.
+        ConfigError: at first use, a setting is not valid.
+    """
+    cdef int destination
+    if (tcc_url is None or tcc_url == "") or not isinstance(tcc_url, str):
+        if tcc_url:
+            wrong_type("submit_feedback", "tcc_url", "str", tcc_url)
+        destination = destination_of(api_key, None, "submit_feedback")
+    else:
+        if api_key is not None and not isinstance(api_key, str):
+            fail(ArgumentTypeError, f"submit_feedback(): api_key must be str, not {type(api_key).__name__}")
+            api_key = None
+        destination = recorder.destination(api_key or None, None, tcc_url)
+    return record_feedback(run_id, score, text, destination, "submit_feedback")
+
+
+cdef bint record_feedback(object run_id, object score, object text, int destination, str where) except -1:
+    cdef Draft draft
+    memset(&draft, 0, sizeof(draft))
+    try:
+        begin(&draft, KIND_FEEDBACK, None, where)
+        if not score and not text:
+            return fail(ArgumentError, f"{where}(): score or text is needed")
+        if score:
+            if not isinstance(score, str):
+                return wrong_type(where, "score", "str", score)
+            if score != "thumbs_up" and score != "thumbs_down":
+                return fail(ArgumentError, f"{where}(): score must be 'thumbs_up' or 'thumbs_down', not {score[:40]!r}")
+            set_text(&draft, FEEDBACK_SCORE, score, where, "score")
+        if text:
+            if not set_text(&draft, FEEDBACK_TEXT, text, where, "text"):
+                return False
+            if len(text) > MAX_FEEDBACK:
+                return fail(ArgumentError, f"{where}(): text has {len(text)} characters; the most is {MAX_FEEDBACK}")
+        if not set_text(&draft, RUN_ID, run_id, where, "run_id"):
+            return False
+        new_id(draft.record.own_uuid)
+        draft.record.flags |= OWN_UUID
+        stamp(&draft, None, where)
+        return hand_over(&draft, destination) or disabled
+    finally:
+        drop_all(&draft, 0)

@@ -1,0 +1,162 @@
+# The ring's map: what lies in the file, and what the host keeps of it.
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from picostep._clock cimport Clock
+from picostep._ids cimport IdPool
+
+cdef extern from "_sys.h" nogil:
+    ctypedef struct ps_mutex:
+        pass
+
+cdef enum:
+    MAX_DESTINATIONS = 64
+    MAX_TEXTS = 12
+
+# ---- the file: one page of header, then `limit` bytes of frames ----------------------------------------------------
+
+cdef struct Header:
+    # Written once.
+    uint64_t magic
+    uint32_t version
+    uint32_t byte_order
+    uint64_t capacity       # bytes of data the file was made for
+    uint64_t nonce          # secret of this ring: no text that a user hands over can look like a frame
+    int64_t created_ns      # Unix time
+    int64_t pid             # for people; liveness is the lock on the file
+    uint64_t _pad0[2]
+    # Written by the host.
+    uint64_t limit          # bytes of data in use; below capacity only when the file system had no more
+    uint64_t ready          # bytes of data that have their space
+    uint64_t head           # end of the last committed frame
+    uint64_t accepted       # records in the ring, ever
+    uint64_t shed           # of these: without bodies, as the ring was filling up
+    uint64_t shortened      # of these: with a text cut, as the record was too large
+    uint64_t ring_full      # records that found no room
+    uint64_t _pad1
+    # Written by the exporter. `epoch` is odd while the others change.
+    uint64_t epoch
+    uint64_t tail           # end of the last released frame
+    uint64_t delivered
+    uint64_t encode_error
+    uint64_t rejected
+    uint64_t corrupt
+    uint64_t torn           # never accepted: the host died inside end()
+    uint64_t _pad2
+    char last_error[64]     # ASCII, NUL-terminated
+
+cdef struct Frame:
+    uint64_t commit         # nonce + position: written last, makes the frame visible; ~(nonce + position): go on at offset 0
+    uint32_t size           # whole frame, a multiple of 8
+    uint8_t kind            # KIND_*
+    uint8_t texts           # number of Text entries after the record
+    uint16_t flags          # FRAME_*
+    uint64_t seq            # 0, 1, 2 … in this ring
+
+cdef struct Text:           # one entry a text; the texts themselves follow all entries, each padded to 8 bytes
+    uint8_t slot
+    uint8_t width           # bytes per character, as CPython holds it: 1, 2 or 4
+    uint8_t json            # 1: it is the JSON of a dict or list
+    uint8_t _pad
+    uint32_t size           # bytes
+    uint64_t chars          # characters that were handed over; more than size / width when shortened
+
+cdef struct Record:         # the fixed part of every record
+    int64_t start_ns        # Unix time; before end(), monotonic unless START_GIVEN
+    int64_t end_ns
+    int64_t first_token_ns  # 0: none
+    int64_t status_code
+    int64_t tokens[3]       # TOKENS_*; valid where has_tokens has the bit
+    double cost             # valid with COST_FLOAT
+    uint8_t run_uuid[16]    # valid with RUN_UUID, else the id is a text
+    uint8_t own_uuid[16]    # valid with OWN_UUID
+    uint16_t flags
+    uint16_t json           # bit per text slot
+    uint16_t present        # bit per text slot
+    uint8_t has_tokens
+    uint8_t kind
+
+cdef enum:
+    KIND_STEP = 1
+    KIND_RUN = 2
+    KIND_TOOL_CALL = 3
+    KIND_FEEDBACK = 4
+
+cdef enum:
+    FRAME_SHED = 1
+    FRAME_SHORTENED = 2
+
+cdef enum:
+    RUN_UUID = 1
+    OWN_UUID = 2
+    COST_FLOAT = 4
+    CONVERSATIONAL = 8      # the run says whether it is conversational …
+    IS_CONVERSATIONAL = 16  # … and it is
+    START_GIVEN = 32
+
+cdef enum:
+    TOKENS_UNCACHED = 0
+    TOKENS_CACHED = 1
+    TOKENS_COMPLETION = 2
+
+# Text slots. 0 and 1 are ids in every kind; status_message is 8 in every kind.
+cdef enum:
+    RUN_ID = 0
+    OWN_ID = 1
+    STATUS_MESSAGE = 8
+
+cdef enum:
+    STEP_PROMPT = 2
+    STEP_RESPONSE = 3
+    STEP_TOOLS = 4
+    STEP_REQUESTED = 5
+    STEP_USED = 6
+    STEP_FINISH = 7
+    STEP_COST = 9           # decimal text of an int or Decimal
+
+cdef enum:
+    RUN_SESSION = 1         # a run has no second id
+    RUN_PROMPT = 2
+    RUN_RESPONSE = 3
+    RUN_SYSTEM = 4
+    RUN_INPUT = 5
+    RUN_OUTPUT = 6
+    RUN_METADATA = 7
+
+cdef enum:
+    TOOL_ARGS = 2
+    TOOL_RESULT = 3
+    TOOL_NAME = 4
+
+cdef enum:
+    FEEDBACK_SCORE = 2
+    FEEDBACK_TEXT = 3
+
+# ---- the host's side -----------------------------------------------------------------------------------------------
+
+cdef struct Ring:
+    Header *header          # NULL in a forked child: this ring is the parent's
+    uint8_t *data
+    uint64_t head
+    uint64_t offset         # of head within the data
+    uint64_t tail           # as last seen
+    uint64_t limit
+    uint64_t seq
+    uint64_t nonce
+    uint64_t map_size
+    int fd                  # -1: private memory
+    ps_mutex lock
+    Ring *next              # all rings of this process, for the handler of fork()
+
+cdef struct Host:           # what a process shares between its rooms
+    Ring *ring[MAX_DESTINATIONS]
+    Ring *all
+    Clock clock
+    IdPool ids
+    ps_mutex lock           # of clock and ids
+    uint64_t forks          # how many times this process image was forked
+    uint64_t unrecorded     # records lost as there was no ring at all
+
+cdef Host *host
+
+cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept

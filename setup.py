@@ -1,0 +1,58 @@
+"""Builds the compiled core; everything static is in pyproject.toml.
+
+Switches, each set to 1 in the environment: PICOSTEP_BUILD_DEBUG (no optimisation, assertions), PICOSTEP_BUILD_SANITIZE (ASan and UBSan),
+PICOSTEP_BUILD_TRACE (line coverage), PICOSTEP_BUILD_ANNOTATE (Cython's HTML beside the sources).
+"""
+
+import os
+import sys
+from glob import glob
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+
+def _on(name: str) -> bool:
+    return os.environ.get(f"PICOSTEP_BUILD_{name}") == "1"
+
+
+DEBUG, SANITIZE, TRACE = _on("DEBUG"), _on("SANITIZE"), _on("TRACE")
+
+cflags: list[str] = []
+ldflags: list[str] = []
+macros: list[tuple[str, str | None]] = []
+if sys.platform != "win32":
+    cflags += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]
+    ldflags += [] if DEBUG or SANITIZE or sys.platform == "darwin" else ["-Wl,-s"]
+    if sys.platform.startswith("linux"):
+        ldflags += ["-pthread"]
+if SANITIZE:
+    cflags += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    ldflags += ["-fsanitize=address,undefined"]
+if TRACE:  # coverage.py's plugins need its C tracer, not sys.monitoring
+    macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
+
+
+def _extension(name: str, *more: str) -> Extension:
+    return Extension(
+        f"picostep.{name}",
+        [f"ext/picostep/{name}.pyx", *more],
+        # `depends` is also what puts the sources into the sdist.
+        depends=sorted(glob("ext/picostep/*.p[xy][xdi]") + glob("ext/picostep/*.h")),
+        include_dirs=["ext/picostep"],
+        libraries=["bcrypt"] if sys.platform == "win32" else [],
+        extra_compile_args=cflags,
+        extra_link_args=ldflags,
+        define_macros=macros,
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [_extension("_ring"), _extension("_records"), _extension("_keeper", "ext/picostep/keeper.c")],
+        include_path=["ext"],
+        force=True,  # directives and switches are not part of cythonize's staleness check
+        annotate=_on("ANNOTATE"),
+        compiler_directives={"language_level": "3", "freethreading_compatible": True, "linetrace": TRACE},
+    )
+)

@@ -1,0 +1,51 @@
+"""picostep records every LLM step of an inference server; see https://pypi.org/project/picostep/ and docs/."""
+
+from picostep._records import (
+    Run,
+    Step,
+    ToolCall,
+    run,
+    send_run,
+    send_step,
+    send_tool_call,
+    step,
+    submit_feedback,
+    tool_call,
+)
+from picostep.api import configure, flush, shutdown, stats
+from picostep.config import get_api_key, get_url
+from picostep.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ConfigError,
+    EndedError,
+    MissingFieldError,
+    PicostepError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "ConfigError",
+    "EndedError",
+    "MissingFieldError",
+    "PicostepError",
+    "Run",
+    "Step",
+    "ToolCall",
+    "configure",
+    "flush",
+    "get_api_key",
+    "get_url",
+    "run",
+    "send_run",
+    "send_step",
+    "send_tool_call",
+    "shutdown",
+    "stats",
+    "step",
+    "submit_feedback",
+    "tool_call",
+]

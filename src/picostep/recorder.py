@@ -1,0 +1,368 @@
+"""
+What this process records into: its destinations, a ring for each, and what starts their exporters.
+
+The compiled core calls in here when something happens for the first time: a default destination is needed, a run names one
+of its own, a destination has no ring yet (at the first record, and again in a forked child). Nothing in here holds a lock that
+recording could need: two threads may make a ring at once, and the second is thrown away.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from time import monotonic, sleep
+
+from picostep import _records, _ring
+from picostep import config as _config
+from picostep.config import Destination, Settings
+from picostep.errors import ConfigError
+from picostep.ringdir import EXTERNAL, base, open_dir
+from picostep.times import to_ns
+from picostep.usage import disjoint
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from picostep._keeper import Keeper
+    from picostep._ring import HostRing
+    from picostep.ringdir import RingDir
+
+# The core finds these two here, by name.
+__all__ = ["default_destination", "destination", "disjoint", "misused", "open_ring", "to_ns"]
+
+MAX_DESTINATIONS = 64
+FLUSH_TIMEOUT = 30.0
+# What the exporter runs: -I -S keep the host's environment, user site and .pth hooks out. Its own standard library comes first.
+BOOT = (
+    "import sys, marshal; c = marshal.loads(sys.stdin.buffer.read()); sys.path += c['path']; "
+    "from picostep.export.process import main; raise SystemExit(main(c))"
+)
+
+_settings: Settings | None = None
+_default: int = -1
+_destinations: list[Destination] = []
+_numbers: dict[tuple[object, ...], int] = {}
+_rings: dict[int, HostRing] = {}
+_keepers: dict[int, Keeper] = {}
+_threads: dict[int, object] = {}
+_retired: list[dict[str, object]] = []
+_misuses: dict[str, int] = {}
+_forks = 0
+_at_exit_known = False
+
+
+def settings() -> Settings:
+    """Return the settings in force, read from the environment at first use; raises ConfigError."""
+    global _settings
+    if _settings is None:
+        _settings = Settings.resolve()
+    return _settings
+
+
+def configure(new: Settings) -> None:
+    """Put settings in force: what is begun from now on goes where they say. Raises ConfigError and changes nothing."""
+    global _settings, _default
+    if not new.disabled:
+        _config.destination(new)
+    _settings, _default = new, -1
+    _numbers.clear()
+    _records.use(-1, new.disabled, new.misuse == "raise")
+
+
+# ---- called by the core ----------------------------------------------------------------------------------------------
+
+
+def default_destination() -> int:
+    """Return the number of the default destination, with a ring; raises ConfigError when a setting cannot be used."""
+    global _default
+    current = settings()
+    if current.disabled:
+        _default = 0
+    elif _default < 0:
+        _default = _number(_config.destination(current))
+    _records.use(_default, current.disabled, current.misuse == "raise")
+    if not current.disabled:
+        open_ring(_default)
+    return _default
+
+
+def destination(api_key: str | None, tcc_url: str | None, feedback_url: str | None) -> int:
+    """Return the number of the destination of one run, step, tool call or feedback; raises ConfigError."""
+    current = settings()
+    if current.disabled:
+        return default_destination()
+    key = (api_key, tcc_url, feedback_url)
+    number = _numbers.get(key)
+    if number is None:
+        number = _numbers[key] = _number(_config.destination(current, api_key, tcc_url, feedback_url))
+    open_ring(number)
+    return number
+
+
+def _number(wanted: Destination) -> int:
+    """Return the number of a destination; those that are equal share one."""
+    for number, known in enumerate(_destinations):
+        if known == wanted:
+            return number
+    if len(_destinations) == MAX_DESTINATIONS:
+        raise ConfigError(
+            f"more than {MAX_DESTINATIONS} destinations (keys and URLs) in one process: each has a ring of its own"
+        )
+    _destinations.append(wanted)
+    return len(_destinations) - 1
+
+
+def misused(kind: str, message: str) -> None:
+    """Count a wrong call; log the first of each kind. Only in the mode misuse="log"."""
+    seen = _misuses.get(kind, 0)
+    _misuses[kind] = seen + 1
+    if not seen:
+        _logger().warning("%s: %s (further ones of this kind are only counted, in stats())", kind, message)
+
+
+def open_ring(number: int) -> None:
+    """Give a destination a ring and an exporter, unless it has a ring. Never raises: a process with no ring counts its losses."""
+    _forget_parent()
+    if number in _rings and _rings[number].open:
+        return
+    try:
+        _open_ring(number, settings())
+    except Exception as error:  # whatever it is, the host goes on
+        _logger().warning("cannot record: %s", error)
+
+
+# ---- rings and their exporters -----------------------------------------------------------------------------------------
+
+
+def _forget_parent() -> None:
+    """In a forked child, let go of what is the parent's. The core has closed its files already."""
+    global _forks
+    if _forks != _ring.forks():
+        _forks = _ring.forks()
+        _rings.clear()
+        _keepers.clear()
+        _threads.clear()
+        _retired.clear()
+        _misuses.clear()
+
+
+def _directory_name(number: int, current: Settings) -> str:
+    if current.exporter == "external" and number == _default:
+        return EXTERNAL
+    return _destinations[number].fingerprint
+
+
+def _open_ring(number: int, current: Settings) -> None:
+    global _at_exit_known
+    directory: RingDir | None = None
+    try:
+        directory = open_dir(base(current.dir), _directory_name(number, current), create=True)
+        ring = directory.make_ring(current.ring_bytes)
+    except (OSError, AttributeError) as error:  # AttributeError: a platform without descriptors of directories
+        if directory is not None:
+            directory.close()
+        directory = None
+        ring = _ring.HostRing(-1, current.ring_bytes)
+        problem = str(error)
+    if not ring.install(number):
+        ring.close()  # another thread was faster; an exporter removes the empty file
+        if directory is not None:
+            directory.close()
+        return
+    _rings[number] = ring
+    if not _at_exit_known:
+        _at_exit_known = True
+        atexit.register(_at_exit)
+    if directory is None:
+        _start_thread(number, current, None, f"no ring in shared memory, so records do not outlive the process: {problem}")
+        return
+    try:
+        if current.exporter == "thread" or (current.exporter == "process" and not _start_process(number, current, directory)):
+            _start_thread(number, current, directory)
+    finally:
+        directory.close()
+
+
+def _start_process(number: int, current: Settings, directory: RingDir) -> bool:
+    """Have an exporter process kept for this destination; False when this host cannot start one."""
+    keeper = _keepers.get(number)
+    if keeper is None:
+        interpreter = _interpreter()
+        if interpreter is None:
+            return False
+        from picostep._keeper import Keeper
+
+        environment = [
+            name + b"=" + value for name, value in os.environb.items() if name not in (b"TCC_API_KEY", b"PYTHONHOME")
+        ]
+        try:
+            keeper = Keeper(
+                os.fsencode(os.path.join(directory.path, "lock")),
+                [os.fsencode(interpreter), b"-I", b"-S", b"-c", BOOT.encode()],
+                environment,
+                _exporter_config(number, current, directory),
+                lambda: _process_failed(number),
+            )
+        except OSError:
+            return False
+        _keepers[number] = keeper
+    return keeper.start()
+
+
+def _process_failed(number: int) -> None:
+    """From the keeper's thread: no exporter process can be started, so a thread has to do."""
+    current = settings()
+    directory = open_dir(base(current.dir), _directory_name(number, current), create=True)
+    try:
+        _start_thread(number, current, directory, "no exporter process can be started")
+    finally:
+        directory.close()
+
+
+def _exporter_config(number: int, current: Settings, directory: RingDir) -> bytes:
+    import marshal
+
+    above = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    script, *others = sys.path or [""]
+    # The script's own directory comes last: it may hold a module that is named like one that we need.
+    path = [entry for entry in (above, *others, script) if entry and os.path.isabs(entry)]
+    return marshal.dumps(
+        {
+            "path": list(dict.fromkeys(path)),
+            "base": os.path.dirname(directory.path),
+            "directory": os.path.basename(directory.path),
+            "lock_fd": 3,
+            "destination": _destinations[number].as_dict(),
+            "batch_records": current.batch_records,
+            "batch_bytes": current.batch_bytes,
+            "debug": current.debug,
+        }
+    )
+
+
+def _interpreter() -> str | None:
+    """Return the Python that runs this process; None where there is none to start, as in a frozen or embedding program."""
+    if getattr(sys, "frozen", False) or not hasattr(os, "posix_spawn"):
+        return None
+    version = "{}.{}".format(*sys.version_info)
+    candidates = [sys.executable, getattr(sys, "_base_executable", ""), f"{sys.base_exec_prefix}/bin/python{version}"]
+    for path in candidates:
+        if path and os.path.basename(path).startswith("python") and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def _start_thread(number: int, current: Settings, directory: RingDir | None, problem: str | None = None) -> None:
+    """Export from a thread of this process: of a shared directory when its lock is free, or of the private ring."""
+    import threading
+
+    if number in _threads:
+        return
+    thread = threading.Thread(
+        target=_export,
+        args=(number, current, directory.path if directory else None, problem),
+        name="picostep-exporter",
+        daemon=True,
+    )
+    _threads[number] = thread
+    thread.start()
+
+
+def _export(number: int, current: Settings, path: str | None, problem: str | None) -> None:
+    if problem:
+        _logger().warning("%s", problem)
+    from picostep.export.thread import export_private, export_shared
+
+    if path is None:
+        export_private(_rings[number], _destinations[number], current)
+    else:
+        export_shared(path, _destinations[number], current)
+
+
+# ---- waiting and counting --------------------------------------------------------------------------------------------
+
+
+def flush(timeout: float) -> bool:
+    """Wait until everything accepted so far is delivered or durably stored; False when the time is over first."""
+    _forget_parent()
+    targets = [(ring, ring.head) for ring in _rings.values()]
+    deadline = monotonic() + timeout
+    pause = 0.0005
+    while any(ring.tail < head for ring, head in targets):
+        left = deadline - monotonic()
+        if left <= 0:
+            return False
+        sleep(min(pause, left))
+        pause = min(pause * 1.5, 0.01)
+    return True
+
+
+def shutdown(timeout: float) -> bool:
+    """Flush, then give the rings up; a later record opens new ones. What is undelivered stays for an exporter to adopt."""
+    done = flush(timeout)
+    for keeper in _keepers.values():
+        keeper.stop()
+    for number, ring in list(_rings.items()):
+        if not ring.private:  # a private ring is all there is of its records
+            _retired.append(ring.counters())
+            ring.close()
+            del _rings[number]
+    return done
+
+
+def stats() -> dict[str, object]:
+    """Return what `api.stats()` documents."""
+    _forget_parent()
+    total: dict[str, int] = {}
+    dropped: dict[str, int] = {"no_ring": _ring.unrecorded()}
+    last_error = ""
+    for counters in [*_retired, *(ring.counters() for ring in _rings.values())]:
+        for name, value in counters.items():
+            if isinstance(value, int):
+                total[name] = total.get(name, 0) + value
+            elif isinstance(value, dict):
+                for reason, count in value.items():
+                    dropped[reason] = dropped.get(reason, 0) + count
+            elif value:
+                last_error = str(value)
+    names = ("recorded", "accepted", "delivered", "in_ring", "shed", "shortened")
+    result: dict[str, object] = {name: total.get(name, 0) for name in names}
+    result["recorded"] = total.get("recorded", 0) + dropped["no_ring"]
+    result["dropped"] = dropped
+    result["last_error"] = last_error or None
+    result["misuse"] = dict(_misuses)
+    result["rings"] = [
+        {
+            "destination": _destinations[number].fingerprint,
+            "private": ring.private,
+            "exporter_pid": (_keepers[number].child or None) if number in _keepers else None,
+            "exporter_starts": _keepers[number].starts if number in _keepers else 0,
+            **ring.counters(),
+        }
+        for number, ring in _rings.items()
+    ]
+    return result
+
+
+def _at_exit() -> None:
+    """Leave when the records are out of the ring, after `exit_timeout` at the latest."""
+    current = settings()
+    if current.exporter == "off" or flush(current.exit_timeout):
+        return
+    waiting = sum(ring.counters().get("in_ring", 0) for ring in _rings.values())
+    lost = sum(ring.counters().get("in_ring", 0) for ring in _rings.values() if ring.private)
+    _logger().warning(
+        "%d records are not delivered yet (%s); %s",
+        waiting,
+        stats()["last_error"] or "no error reported",
+        "they are lost with this process" if lost else f"they stay in {base(current.dir)} for an exporter",
+    )
+
+
+def _logger():  # type: ignore[no-untyped-def]
+    import logging
+
+    return logging.getLogger("picostep")
+
+
+_records.bind(sys.modules[__name__])
