@@ -131,6 +131,7 @@ def outcome(function: object, *arguments: object) -> tuple[str, object]:
 @example(base="https://api.thecontext.company:443/", env_key=None, key="k", unsafe=None, path="/v1/custom")
 @example(base="http://api.thecontext.company/", env_key=None, key="k", unsafe=None, path="/v1/custom")
 @example(base="http://user:pw@[::1]:80//a//", env_key=None, key="k", unsafe=None, path="/v1/custom")
+@example(base="http://[::1%A]", env_key=None, key="k", unsafe="1", path="")
 @example(base="http://localhost:443", env_key=None, key=None, unsafe=None, path="")
 def test_same_as_the_reference(
     base: str | None, env_key: str | None, key: str | None, unsafe: str | None, path: str

@@ -277,7 +277,7 @@ def test_every_shape_of_the_same_usage_gives_the_same_counts(
     ],
 )
 def test_more_cached_than_the_whole(usage: dict[str, Any], whole: str) -> None:
-    with pytest.raises(ArgumentError, match=rf"^Step\.usage\(\): 11 cached tokens, but {whole}.* is 10$"):
+    with pytest.raises(ArgumentError, match=rf"^11 cached tokens, but {whole}.* is 10$"):
         disjoint(usage)
 
 
@@ -295,9 +295,7 @@ def test_more_cached_than_the_whole(usage: dict[str, Any], whole: str) -> None:
 def test_bad_count_names_the_field(shape: dict[str, Any], bad: object) -> None:
     (field,) = [name for name, value in shape.items() if value is None]
 
-    with pytest.raises(
-        ArgumentError, match=rf"^Step\.usage\(\): {field} must be an integer .* got "
-    ) as caught:
+    with pytest.raises(ArgumentError, match=rf"^{field} must be an integer .* got ") as caught:
         disjoint({**shape, field: bad})
 
     assert str(caught.value).endswith(repr(bad))
@@ -312,7 +310,7 @@ def test_numpy_counts() -> None:
 
 @pytest.mark.parametrize("obj", [None, "usage", b"", 7, 1.5, True, [], (1, 2)])
 def test_no_usage_at_all(obj: object) -> None:
-    with pytest.raises(ArgumentTypeError, match=rf"^Step\.usage\(\): obj .* not {type(obj).__name__}$"):
+    with pytest.raises(ArgumentTypeError, match=rf"^a provider.* not {type(obj).__name__}$"):
         disjoint(obj)
 
 

@@ -107,7 +107,7 @@ def default_store() -> str:
 def _base(text: str) -> str:
     """Normalize `TCC_BASE_URL` to `scheme://host[:port][/path]`; refuse origins that must not get the key."""
     parts, port = _split(text, "TCC_BASE_URL")
-    host = parts.hostname or ""
+    host = (parts.hostname or "").lower()  # the zone of an address keeps its case otherwise
     origin = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
     if port and port != _DEFAULT_PORTS[parts.scheme]:
         origin = f"{origin}:{port}"

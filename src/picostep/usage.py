@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Counts", "counts", "disjoint"]
 
 _MAX_COUNT = 2**53
-_METHOD = "Step.usage()"
 
 
 class Counts:
@@ -70,9 +69,7 @@ def disjoint(obj: object) -> tuple[int | None, int | None, int | None]:
 def counts(obj: object) -> Counts:
     """Read a provider's usage object or mapping; see `disjoint()` for arguments and errors."""
     if obj is None or isinstance(obj, (str, bytes, bytearray, int, float, list, tuple)):
-        raise ArgumentTypeError(
-            f"{_METHOD}: obj must be a provider's usage object or a mapping, not {type(obj).__name__}"
-        )
+        raise ArgumentTypeError(f"a provider's usage object or mapping is needed, not {type(obj).__name__}")
     usage = _Fields(obj)
     for _, names, read in _SHAPES:
         if usage.any_set(names):
@@ -228,7 +225,7 @@ def _checked(value: object, name: str) -> int:
     shown = repr(value)
     if len(shown) > 80:
         shown = f"{shown[:77]}..."
-    raise ArgumentError(f"{_METHOD}: {name} must be an integer from 0 to 2**53, got {shown}")
+    raise ArgumentError(f"{name} must be an integer from 0 to 2**53, got {shown}")
 
 
 def _without(total: int | None, cached: int | None, name: str) -> int | None:
@@ -236,9 +233,7 @@ def _without(total: int | None, cached: int | None, name: str) -> int | None:
     if total is None or cached is None:
         return total
     if cached > total:
-        raise ArgumentError(
-            f"{_METHOD}: {cached} cached tokens, but {name}, which should contain them, is {total}"
-        )
+        raise ArgumentError(f"{cached} cached tokens, but {name}, which should contain them, is {total}")
     return total - cached
 
 
@@ -258,4 +253,4 @@ def _unknown(usage: _Fields, obj: object) -> str:
         if usage.get(name) is not None:
             hint = f"; it has {name!r}: pass that"
             break
-    return f"{_METHOD}: {type(obj).__name__} is no usage that is known{hint}. Looked for: {looked_for}"
+    return f"{type(obj).__name__} is no usage that is known{hint}. Looked for: {looked_for}"
