@@ -1,0 +1,71 @@
+"""Fixtures, Hypothesis profiles, and a header that says which compiled core is being tested."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from support import OURS, Ingest, ring_directory
+
+# No deadline per example: a slow machine is no fault of the code. "campaign" is for long runs, started by
+# hand.
+settings.register_profile("ci", max_examples=150, deadline=None, print_blob=True)
+settings.register_profile(
+    "campaign",
+    settings.get_profile("ci"),
+    max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "20000")),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(PROFILE)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test sees the settings of whoever runs it, least of all a real key."""
+    for name in list(os.environ):
+        if name.startswith(OURS):
+            del os.environ[name]
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    try:
+        import picostep
+        from picostep import _records
+    except ImportError as error:
+        return [f"picostep: cannot be imported: {error}"]
+    return [f"picostep: {picostep.__version__}, core {_records.__file__}", f"hypothesis profile: {PROFILE}"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if PROFILE == "campaign":
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.fixture
+def clean_env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """Take settings of ours out of the environment and put the default store below `tmp_path`."""
+    for name in list(os.environ):
+        if name.startswith(OURS):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return monkeypatch
+
+
+@pytest.fixture
+def ingest() -> Iterator[Ingest]:
+    """A real ingest server on 127.0.0.1."""
+    with Ingest() as server:
+        yield server
+
+
+@pytest.fixture
+def ring_base(clean_env: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory for rings, named by PICOSTEP_DIR; its exporters end with the test."""
+    with ring_directory() as path:
+        clean_env.setenv("PICOSTEP_DIR", str(path))
+        yield path
