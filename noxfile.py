@@ -1,0 +1,67 @@
+"""Sessions longer than the tests, and those that CI is made of: `nox -l` lists them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+STUBS = ["picostep._records", "picostep._ring", "picostep._keeper"]
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The test suite on each supported Python that is installed."""
+    session.install(".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, types, and the stubs of the compiled modules against what was compiled."""
+    if not session.virtualenv.is_sandboxed:
+        session.log("using the packages that are installed")
+    else:
+        session.install(".[test,lint]")
+    session.run("ruff", "check", external=True)
+    session.run("ruff", "format", "--check", external=True)
+    session.run("cython-lint", "ext", "benchmarks/floor.pyx", external=True)
+    session.run("mypy", external=True)
+    session.run("python", "-m", "mypy.stubtest", *STUBS, "--allowlist", "tests/stubtest-allowlist", external=True)
+
+
+@nox.session
+def artifact(session: nox.Session) -> None:
+    """Builds the sdist, a wheel from it alone, and tests the installed wheel where there is no source tree."""
+    session.install("build")
+    with tempfile.TemporaryDirectory() as away:
+        place = Path(away)
+        session.run("python", "-m", "build", "--sdist", "--outdir", away)
+        (sdist,) = place.glob("*.tar.gz")
+        session.run("pip", "wheel", "-q", "--no-deps", "--wheel-dir", away, str(sdist))
+        (wheel,) = place.glob("*.whl")
+        session.log(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB")
+        session.install(f"{wheel}[test]")
+        shutil.copytree("tests", place / "tests")
+        shutil.copytree("docs", place / "docs")
+        shutil.copy("pyproject.toml", place)
+        with session.chdir(away):
+            session.run("pytest", "-m", "not checkout", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """What a step costs its caller, beside its baselines, interleaved."""
+    session.install(".", "cython", "setuptools")
+    session.run("python", "benchmarks/ratios.py", *session.posargs)
+
+
+@nox.session
+def campaign(session: nox.Session) -> None:
+    """The fault tests at full length, and the differential test with many examples. Takes about half an hour."""
+    session.install(".[test]")
+    session.run("pytest", "-m", "campaign or not campaign", *session.posargs, env={"PICOSTEP_CAMPAIGN": "1", "HYPOTHESIS_PROFILE": "campaign"})
