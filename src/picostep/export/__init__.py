@@ -1,0 +1,1 @@
+"""The exporter: drains rings, encodes their records and hands them to sinks."""

@@ -1,0 +1,259 @@
+"""The rings of one directory: found, adopted when their process has died, and removed when they are empty."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from picostep._ring import RingError
+from picostep.ringdir import NEW_PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from picostep._ring import RingReader
+    from picostep.export.batch import Batch
+    from picostep.ringdir import RingDir
+
+__all__ = ["DirectoryInbox", "Inbox", "tell_hosts"]
+
+_SCAN_EVERY = 0.5  # seconds
+_STALE_AFTER = 60.0  # seconds after which an unfinished ring that nobody holds is litter
+_ASIDE = ".bad"
+_KEEP_ASIDE = 4  # files
+
+log = logging.getLogger(__name__)
+
+
+class Inbox:
+    """Rings that are read in turn, and stay."""
+
+    def __init__(self, rings: Sequence[RingReader] = ()) -> None:
+        self._rings = deque(rings)
+        self._notice = ""
+
+    def __len__(self) -> int:
+        return len(self._rings)
+
+    @property
+    def hosts_live(self) -> bool:
+        """Whether any ring's process was alive at the last `refresh()`."""
+        return bool(self._rings)
+
+    def refresh(self) -> None:
+        """See what has changed; cheap enough to be called all the time."""
+
+    def fill(self, batch: Batch) -> None:
+        """
+        Add the records that are there, as far as the batch has room, beginning with another ring each
+        time.
+        """
+        self._rings.rotate(-1)
+        for ring in tuple(self._rings):
+            if batch.full:
+                return
+            if not batch.fill(ring):
+                self._found_empty(ring)
+
+    def announce(self, text: str) -> None:
+        """
+        Show a text as the last error in the `stats()` of every host, also of those to come; "" clears it.
+        """
+        if text != self._notice:
+            self._notice = text
+            for ring in self._rings:
+                ring.note(text)
+
+    def close(self) -> None:
+        while self._rings:
+            self._rings.pop().close()
+
+    def _found_empty(self, ring: RingReader) -> None:
+        """Take note that a ring has nothing to read and nothing that is read and not released."""
+
+
+class DirectoryInbox(Inbox):
+    """
+    The rings of a directory, of which the caller holds the lock: those of dead processes are emptied and
+    removed.
+
+    Args:
+        directory: Stays open; it belongs to the caller.
+    """
+
+    def __init__(self, directory: RingDir) -> None:
+        super().__init__()
+        self._directory = directory
+        self._totals = _Totals(directory)
+        self._dead: set[RingReader] = set()
+        self._unreadable: set[str] = set()
+        self._changed_ns = -1
+        self._scan_at = 0.0
+        self._clean_at = 0.0
+
+    @property
+    def hosts_live(self) -> bool:
+        return len(self._dead) < len(self._rings)
+
+    def refresh(self) -> None:
+        """
+        Open new rings and see whose process is alive, if the directory has changed or half a second is
+        over.
+        """
+        now = time.monotonic()
+        changed_ns = os.fstat(self._directory.fd).st_mtime_ns
+        if changed_ns == self._changed_ns and now < self._scan_at:
+            return
+        self._changed_ns = changed_ns
+        self._scan_at = now + _SCAN_EVERY
+        self._dead.update(ring for ring in self._rings if not ring.alive())
+        known = {ring.name for ring in self._rings}
+        for name in self._directory.ring_names():
+            if name not in known:
+                self._open(name)
+        if now >= self._clean_at:
+            self._clean_at = now + _STALE_AFTER
+            self._remove_stale()
+
+    def _found_empty(self, ring: RingReader) -> None:
+        if ring in self._dead and ring.drained:
+            ring.release(ring.position, 0)  # counts what was found damaged after the last record
+            self._totals.add(ring)
+            self._remove(ring.name)
+            self._rings.remove(ring)
+            self._dead.remove(ring)
+            ring.close()
+
+    def _open(self, name: str) -> None:
+        try:
+            ring = self._directory.open_ring(name)
+        except RingError as error:
+            self._skip(name, error)
+        except OSError:
+            pass  # gone, or no descriptors left: the next scan will tell
+        else:
+            ring.note(self._notice)
+            self._rings.append(ring)
+
+    def _skip(self, name: str, error: RingError) -> None:
+        """Leave a file alone that we cannot read, and put it out of the way if no process holds it."""
+        if name not in self._unreadable:
+            log.warning("cannot read ring %s: %s", name, error)
+            self._unreadable.add(name)
+        if not self._is_held(
+            name
+        ):  # it may be one of a newer version, waiting for an exporter of that version
+            self._set_aside(name)
+
+    def _set_aside(self, name: str) -> None:
+        """Give a ring a name that is not scanned, and keep the last few of those to be looked at."""
+        fd = self._directory.fd
+        with suppress(OSError):
+            os.rename(name, f"{name}{_ASIDE}", src_dir_fd=fd, dst_dir_fd=fd)
+            self._totals.count_damaged()
+            aside = [name for name in os.listdir(fd) if name.endswith(_ASIDE)]
+            aside.sort(key=lambda name: os.stat(name, dir_fd=fd, follow_symlinks=False).st_ctime_ns)
+            for name in aside[:-_KEEP_ASIDE]:
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        with suppress(OSError):
+            self._directory.unlink(name)
+
+    def _remove_stale(self) -> None:
+        for name in os.listdir(self._directory.fd):
+            if name.startswith(NEW_PREFIX) and self._age(name) > _STALE_AFTER and not self._is_held(name):
+                self._remove(name)
+
+    def _age(self, name: str) -> float:
+        """Return the seconds since a file changed; 0 if it is gone."""
+        try:
+            return time.time() - os.stat(name, dir_fd=self._directory.fd, follow_symlinks=False).st_mtime
+        except OSError:
+            return 0.0
+
+    def _is_held(self, name: str) -> bool:
+        """Whether a living process has a file locked."""
+        import fcntl  # not there on Windows, where no ring is a file
+
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, dir_fd=self._directory.fd)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(fd)
+
+
+def tell_hosts(directory: RingDir, text: str) -> None:
+    """Show a text as the last error in the `stats()` of every host that has a ring in a directory."""
+    inbox = DirectoryInbox(directory)
+    inbox.announce(text)
+    inbox.refresh()
+    inbox.close()
+
+
+class _Totals:
+    """
+    The file `totals.json`: the sum of the counters of all rings that were removed.
+
+    `last_ring` names the last one, so that it is not added twice when an exporter dies between adding and
+    removing it.
+    """
+
+    _NAME = "totals.json"
+
+    def __init__(self, directory: RingDir) -> None:
+        self._directory = directory
+        self._counters: dict[str, Any] = {"rings": 0, "damaged_rings": 0, "dropped": {}, "last_ring": ""}
+        self._counters.update(self._load())
+
+    def add(self, ring: RingReader) -> None:
+        if ring.name == self._counters["last_ring"]:
+            return
+        _add(self._counters, {**ring.counters(), "rings": 1})
+        self._counters["last_ring"] = ring.name
+        self._save()
+
+    def count_damaged(self) -> None:
+        self._counters["damaged_rings"] += 1
+        self._save()
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            fd = os.open(self._NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory.fd)
+            with open(fd, "rb") as file:
+                return dict(json.load(file))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _save(self) -> None:
+        """Replace the file. Where that fails the sums stay in memory, and the next attempt writes them."""
+        fd = self._directory.fd
+        new = f"{self._NAME}.new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with open(os.open(new, flags, 0o600, dir_fd=fd), "w") as file:
+                json.dump(self._counters, file)
+            os.replace(new, self._NAME, src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError as error:
+            log.warning("cannot write %s: %s", self._NAME, error.strerror)
+
+
+def _add(sums: dict[str, Any], counters: dict[str, Any]) -> None:
+    for key, value in counters.items():
+        if isinstance(value, dict):
+            _add(sums.setdefault(key, {}), value)
+        elif isinstance(value, int) and key != "in_ring":
+            sums[key] = sums.get(key, 0) + value

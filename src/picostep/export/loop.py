@@ -1,0 +1,160 @@
+"""The exporter's loop: rings in, sinks out."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from picostep.export.batch import Batch
+from picostep.export.inbox import DirectoryInbox, Inbox
+from picostep.export.outlet import Outlet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from picostep._ring import RingReader
+    from picostep.ringdir import RingDir
+    from picostep.sinks import Sink
+
+__all__ = ["Exporter", "Stop"]
+
+_SHORTEST_PAUSE = 0.002  # seconds between looks into the rings: after work, and …
+_LONGEST_PAUSE = 0.05  # … when nothing has come for a while
+_CHECK_EVERY = 0.5  # seconds between looks at the rings while sinks fail
+_GIVE_UP_AFTER = 600.0  # seconds without progress and without a living host
+
+
+class Stop(Protocol):
+    """Tells the exporter to end; a `threading.Event` is one."""
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, timeout: float) -> object:
+        """Return after the timeout, in seconds, or as soon as it is set."""
+
+
+class Exporter:
+    """
+    Moves records from rings to sinks until there are no more to come or it is told to stop.
+
+    It never raises because of a record, a ring or a sink. Records leave their ring when every sink has
+    taken them;
+    what is under way when it stops stays in the rings for the next exporter. Knows nothing of signals or
+    of the
+    process it runs in.
+
+    Thread-safety: `run()` belongs to one thread; `stop` may be set by any.
+
+    Args:
+        directories: Ring directories, of which the caller holds the locks.
+
+        sinks: All of them get every record. They and the directories are closed by the caller.
+
+        stop: Ends `run()` after the request that is under way.
+
+        rings: More rings, which are in no directory.
+
+        batch_records: Records offered to a sink at once, at most.
+
+        batch_bytes: The same in bytes of the ring; a single record may be larger.
+
+        slice_records: Let other threads run after so many records: for use within a host. None: do not.
+
+        linger: End when this many seconds have passed without a ring. None: stay.
+
+        once: End when all rings are empty.
+    """
+
+    def __init__(
+        self,
+        directories: Sequence[RingDir],
+        sinks: Sequence[Sink],
+        *,
+        stop: Stop,
+        rings: Sequence[RingReader] = (),
+        batch_records: int = 512,
+        batch_bytes: int = 1 << 20,
+        slice_records: int | None = None,
+        linger: float | None = None,
+        once: bool = False,
+    ) -> None:
+        self._inboxes = [*map(DirectoryInbox, directories), Inbox(rings)]
+        self._outlets = [Outlet(sink) for sink in sinks]
+        self._stop = stop
+        self._new_batch = partial(Batch, batch_records, batch_bytes, slice_records)
+        self._linger = linger
+        self._once = once
+        self._seen_ring = self._progress = time.monotonic()
+
+    def run(self) -> None:
+        """Work until done; the class says when that is."""
+        pause = _SHORTEST_PAUSE
+        try:
+            while not self._stop.is_set():
+                batch = self._read()
+                if batch:
+                    if not self._deliver(batch):
+                        return
+                    pause = _SHORTEST_PAUSE
+                elif self._finished():
+                    return
+                else:
+                    self._stop.wait(pause)
+                    pause = min(pause * 1.5, _LONGEST_PAUSE)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of all rings; for a forked child, in which `run()` does not go on."""
+        for inbox in self._inboxes:
+            inbox.close()
+
+    def _read(self) -> Batch:
+        batch = self._new_batch()
+        for inbox in self._inboxes:
+            inbox.refresh()
+            inbox.fill(batch)
+        return batch
+
+    def _deliver(self, batch: Batch) -> bool:
+        """Have all sinks take a batch, however long that lasts; False when it was given up."""
+        for outlet in self._outlets:
+            outlet.offer(batch)
+        while True:
+            self._attempt(batch)
+            if all(outlet.done for outlet in self._outlets):
+                return True
+            if self._stop.is_set() or self._abandoned():
+                return False
+            self._stop.wait(
+                min(_CHECK_EVERY, *(outlet.delay() for outlet in self._outlets if not outlet.done))
+            )
+            for inbox in self._inboxes:
+                inbox.refresh()
+
+    def _attempt(self, batch: Batch) -> None:
+        """Let each sink that is due try once, and let the rings know of what is settled."""
+        for outlet in self._outlets:
+            if not outlet.done and outlet.delay() <= 0.0:
+                outlet.attempt()
+        if batch.release(min(outlet.settled for outlet in self._outlets)):
+            self._progress = time.monotonic()
+        trouble = next((outlet.trouble for outlet in self._outlets if outlet.trouble), "")
+        for inbox in self._inboxes:
+            inbox.announce(trouble)
+
+    def _finished(self) -> bool:
+        """Whether to end, now that all rings are empty."""
+        if self._once:
+            return True
+        now = time.monotonic()
+        if any(self._inboxes):
+            self._seen_ring = now
+        return self._linger is not None and now - self._seen_ring >= self._linger
+
+    def _abandoned(self) -> bool:
+        """Whether to leave what the sinks do not take to a later exporter."""
+        if self._linger is None or any(inbox.hosts_live for inbox in self._inboxes):
+            return False
+        return time.monotonic() - self._progress > _GIVE_UP_AFTER

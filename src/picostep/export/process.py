@@ -1,0 +1,170 @@
+"""
+The exporter as a process of its own.
+
+Started by a host's keeper with its configuration on standard input and the lock of the ring directory as
+an open descriptor.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from picostep.errors import ConfigError
+
+if TYPE_CHECKING:
+    from picostep.config import Destination
+    from picostep.ringdir import RingDir
+
+__all__ = ["SignalStop", "main"]
+
+LINGER = 3.0  # seconds without a ring, after which the process ends
+LOG_NAME = "exporter.log"
+LOG_BYTES = 256 * 1024
+NICENESS = 10
+
+CANNOT_START = 3
+
+log = logging.getLogger(__name__)
+
+
+def main(config: dict[str, Any]) -> int:
+    """
+    Export the rings of one directory until no host needs it any more.
+
+    Args:
+        config: `path` (unused here), `base` and `directory` (where the rings are), `lock_fd`, `destination`
+            (`Destination.as_dict()`), `batch_records`, `batch_bytes`, `debug`.
+
+    Returns:
+        Exit status: 0, or 3 when a sink cannot be opened.
+    """
+    _detach(config["lock_fd"])
+    from picostep.config import Destination
+    from picostep.ringdir import open_dir
+
+    directory = open_dir(config["base"], config["directory"], create=False)
+    _log_to(directory, config["debug"])
+    return _export(directory, Destination.from_dict(config["destination"]), config)
+
+
+def _export(directory: RingDir, destination: Destination, config: dict[str, Any]) -> int:
+    from picostep.export.inbox import tell_hosts
+    from picostep.export.loop import Exporter
+    from picostep.sinks import open_sinks
+
+    try:
+        sinks = open_sinks(destination)
+    except ConfigError as error:
+        log.error("cannot start: %s", error)
+        tell_hosts(directory, str(error))
+        return CANNOT_START
+    exporter = Exporter(
+        [directory],
+        sinks,
+        stop=SignalStop(signal.SIGTERM),
+        batch_records=config["batch_records"],
+        batch_bytes=config["batch_bytes"],
+        linger=LINGER,
+    )
+    gc.freeze()  # modules and classes are never garbage
+    exporter.run()
+    for sink in sinks:
+        sink.close()
+    return 0
+
+
+def _detach(lock_fd: int) -> None:
+    """Let go of what the host had open, and of its place in the system."""
+    os.closerange(lock_fd + 1, min(os.sysconf("SC_OPEN_MAX"), 1 << 20))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.chdir("/")
+    os.umask(0o077)
+    with suppress(OSError):
+        os.nice(NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the host, which then exits at its own pace
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+class SignalStop:
+    """
+    Set by a signal: the exporter's `stop` in a main thread.
+
+    Not a `threading.Event`, which a signal's handler must not set: it would wait for a lock that the
+    interrupted
+    `wait()` may hold.
+    """
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self._set = False
+        self._reader, self._writer = os.pipe()
+        for number in signals:
+            signal.signal(number, self._handle)
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, timeout: float) -> None:
+        select.select([self._reader], [], [], timeout)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if not self._set:
+            self._set = True
+            os.write(self._writer, b"\0")
+
+
+class _BoundedLog(logging.Handler):
+    """
+    Appends to a file, of which it keeps the younger half when it has reached its limit.
+
+    Args:
+        fd: Open for reading and appending.
+
+        limit: Bytes.
+    """
+
+    def __init__(self, fd: int, limit: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._limit = limit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+        with suppress(OSError):  # nobody to tell
+            size = os.fstat(self._fd).st_size
+            if size + len(line) > self._limit:
+                self._halve(size)
+            os.write(self._fd, line)
+
+    def _halve(self, size: int) -> None:
+        os.lseek(self._fd, max(0, size - self._limit // 2), os.SEEK_SET)
+        kept = os.read(self._fd, self._limit // 2).partition(b"\n")[2]
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, kept)
+
+
+def _log_to(directory: RingDir, debug: bool) -> None:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        handler: logging.Handler = _BoundedLog(
+            os.open(LOG_NAME, flags, 0o600, dir_fd=directory.fd), LOG_BYTES
+        )
+    except OSError:
+        handler = logging.NullHandler()
+    formatter = logging.Formatter(
+        "%(asctime)s.%(msecs)03dZ %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+    )
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logger = logging.getLogger("picostep")  # ours alone: urllib3 logs URLs
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)

@@ -1,0 +1,99 @@
+"""The exporter as a thread of the host, for where no process can be started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from picostep._ring import RingReader
+from picostep.errors import ConfigError
+from picostep.export.inbox import tell_hosts
+from picostep.export.loop import Exporter
+from picostep.ringdir import open_dir
+from picostep.sinks import open_sinks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from picostep._ring import HostRing
+    from picostep.config import Destination, Settings
+    from picostep.ringdir import RingDir
+    from picostep.sinks import Sink
+
+__all__ = ["export_private", "export_shared"]
+
+SLICE_RECORDS = 8  # between pauses in which the host's threads get the GIL
+LOCK_EVERY = 0.5  # seconds between attempts to become the exporter
+
+log = logging.getLogger(__name__)
+
+_held: list[Callable[[], None]] = []  # close what a forked child must not keep: locks, above all
+
+
+def export_private(ring: HostRing, destination: Destination, settings: Settings) -> None:
+    """Export a ring in this process's own memory, for good."""
+    reader = RingReader.of_private(ring)
+    try:
+        sinks = open_sinks(destination)
+    except ConfigError as error:
+        log.error("cannot export: %s", error)
+        reader.note(str(error))
+        return
+    _exporter((), sinks, settings, rings=(reader,)).run()
+
+
+def export_shared(path: str, destination: Destination, settings: Settings) -> None:
+    """Export the rings of a directory, for good, from the moment when no other exporter does."""
+    directory = open_dir(os.path.dirname(path), os.path.basename(path), create=True)
+    lock = _wait_for_lock(directory)
+    release = partial(os.close, lock)
+    _held.append(release)
+    try:
+        sinks = open_sinks(destination)
+    except ConfigError as error:
+        log.error("cannot export: %s", error)
+        tell_hosts(directory, str(error))
+        _held.remove(release)
+        release()
+        return
+    exporter = _exporter((directory,), sinks, settings)
+    _held.append(exporter.close)
+    exporter.run()
+
+
+def _exporter(
+    directories: Sequence[RingDir],
+    sinks: Sequence[Sink],
+    settings: Settings,
+    rings: Sequence[RingReader] = (),
+) -> Exporter:
+    return Exporter(
+        directories,
+        sinks,
+        stop=threading.Event(),  # never set: the thread ends with the process
+        rings=rings,
+        batch_records=settings.batch_records,
+        batch_bytes=settings.batch_bytes,
+        slice_records=SLICE_RECORDS,
+    )
+
+
+def _wait_for_lock(directory: RingDir) -> int:
+    # Not by a call that blocks: a process forked meanwhile would share the descriptor, and so the lock to
+    # come.
+    while (lock := directory.try_lock()) is None:
+        time.sleep(LOCK_EVERY)
+    return lock
+
+
+def _forget_parent() -> None:
+    while _held:
+        _held.pop()()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)
