@@ -96,8 +96,8 @@ class StoreReader:
     """
     The read side of one store file.
 
-    Every method raises `NoStore` if there is nothing to read, `StoreError` if the file is not ours or newer
-    than this picostep, and `sqlite3.Error` if it is damaged, unreadable, or locked for five seconds.
+    Every method raises `NoStore` if there is nothing to read, and `StoreError` if the file is not ours, newer
+    than this picostep, damaged, unreadable, or locked for five seconds.
     """
 
     def __init__(self, path: str) -> None:
@@ -176,19 +176,24 @@ class StoreReader:
         """Open the store for one consistent view of it."""
         if not self.path.exists():
             raise NoStore(f"there is no store at {self.path}")
-        with closing(self._open("ro")) as connection:
-            connection.execute("BEGIN")
-            try:
-                empty = is_empty(connection)
-            except sqlite3.OperationalError as error:
-                if "readonly" not in str(error):
-                    raise
-                self._recover()
-                empty = is_empty(connection)
-            if empty:  # its exporter is about to create the tables
-                raise NoStore(f"there is nothing in {self.path} yet")
-            check_version(connection, self.path)
-            yield connection
+        try:
+            with closing(self._open("ro")) as connection:
+                connection.execute("BEGIN")
+                if self._is_empty(connection):  # its exporter is about to create the tables
+                    raise NoStore(f"there is nothing in {self.path} yet")
+                check_version(connection, self.path)
+                yield connection
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot read {self.path}: {error}") from error
+
+    def _is_empty(self, connection: sqlite3.Connection) -> bool:
+        try:
+            return is_empty(connection)
+        except sqlite3.OperationalError as error:
+            if "readonly" not in str(error):
+                raise
+        self._recover()
+        return is_empty(connection)
 
     def _recover(self) -> None:
         """

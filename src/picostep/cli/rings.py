@@ -1,0 +1,165 @@
+"""What is in the ring directories now, for `picostep status`."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from picostep._ring import RingError
+from picostep.ringdir import RingDirError, destinations, open_dir
+
+if TYPE_CHECKING:
+    from picostep._ring import RingReader
+    from picostep.ringdir import RingDir
+
+__all__ = ["Directory", "Ring", "look"]
+
+_TAIL_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class Ring:
+    """
+    One process's ring.
+
+    Attributes:
+        state: `recording` (its process lives), `ended`, or `in use` (someone holds it, and no process of that
+            number is to be seen: an exporter that adopted it, or a host in another container).
+
+        problem: Why it cannot be read; the other attributes are then 0 and {}.
+    """
+
+    name: str
+    state: str
+    pid: int = 0
+    size_bytes: int = 0
+    backlog_bytes: int = 0
+    counters: dict[str, Any] | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Directory:
+    """
+    One destination's ring directory.
+
+    Attributes:
+        name: The destination's fingerprint, or `external`.
+
+        own: Whether this shell's settings lead to it.
+
+        exporter: Whether an exporter is at work; None if that cannot be told.
+
+        damaged: Names of files that an exporter has set aside.
+
+        totals: Sums over the rings that were drained and removed; None before the first.
+
+        log: The last lines of the exporter's log, oldest first.
+
+        problem: Why the directory cannot be read.
+    """
+
+    name: str
+    path: str
+    own: bool
+    exporter: bool | None = None
+    rings: tuple[Ring, ...] = ()
+    damaged: tuple[str, ...] = ()
+    totals: dict[str, Any] | None = None
+    log: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def look(base: str, own: frozenset[str], log_lines: int) -> list[Directory]:
+    """
+    Look into all ring directories of a base.
+
+    Args:
+        base: From `ringdir.base()`. A base that does not exist has none.
+
+        own: The names that this shell's settings lead to; they come first.
+
+        log_lines: How many lines of each log.
+    """
+    names = sorted(destinations(base), key=lambda name: (name not in own, name))
+    return [_look_into(base, name, name in own, log_lines) for name in names]
+
+
+def _look_into(base: str, name: str, own: bool, log_lines: int) -> Directory:
+    try:
+        opened = open_dir(base, name, create=False)
+    except RingDirError as error:
+        return Directory(name, os.path.join(base, name), own, problem=error.strerror)
+    try:
+        return _read(opened, name, own, log_lines)
+    finally:
+        opened.close()
+
+
+def _read(opened: RingDir, name: str, own: bool, log_lines: int) -> Directory:
+    log = _end_of(opened, "exporter.log").splitlines()
+    rings = (_ring(opened, ring_name) for ring_name in sorted(opened.ring_names()))
+    return Directory(
+        name,
+        opened.path,
+        own,
+        exporter=opened.locked(),
+        rings=tuple(ring for ring in rings if ring),
+        damaged=tuple(sorted(entry for entry in os.listdir(opened.fd) if entry.endswith(".bad"))),
+        totals=_totals(opened),
+        log=tuple(log[-log_lines:]) if log_lines else (),
+    )
+
+
+def _ring(opened: RingDir, name: str) -> Ring | None:
+    try:
+        reader = opened.open_ring(name)
+    except FileNotFoundError:  # drained and removed meanwhile
+        return None
+    except (RingError, OSError) as error:
+        return Ring(name, "unreadable", problem=str(error))
+    try:
+        return Ring(name, _state(reader), reader.pid, reader.size, reader.backlog, counters=reader.counters())
+    except RingError as error:
+        return Ring(name, "unreadable", problem=str(error))
+    finally:
+        reader.close()
+
+
+def _state(reader: RingReader) -> str:
+    if not reader.alive():
+        return "ended"
+    try:
+        os.kill(reader.pid, 0)
+    except ProcessLookupError:
+        return "in use"
+    except (PermissionError, OverflowError):
+        pass
+    return "recording"
+
+
+def _totals(opened: RingDir) -> dict[str, Any] | None:
+    with suppress(ValueError):
+        totals = json.loads(_end_of(opened, "totals.json"))
+        if isinstance(totals, dict):
+            return totals
+    return None
+
+
+def _end_of(opened: RingDir, name: str) -> str:
+    """Return the last 16 KiB of a file in the directory; "" if it is not there or not a plain file."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        with open(os.open(name, flags, dir_fd=opened.fd), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                return ""
+            start = max(0, found.st_size - _TAIL_BYTES)
+            file.seek(start)
+            return file.read(_TAIL_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -1,0 +1,167 @@
+"""How values read in the terminal. Texts come from models and their users: none of them reaches it raw."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+from picostep.times import iso_ms
+
+__all__ = [
+    "clean",
+    "clock",
+    "count",
+    "date_and_time",
+    "duration",
+    "gist",
+    "iso",
+    "lines",
+    "metadata_line",
+    "money",
+    "one_line",
+    "short_id",
+    "size",
+    "status_word",
+    "tokens",
+]
+
+UNKNOWN = "–"
+
+# Control characters (C0 with ESC, C1 with the one-byte CSI), line separators, what reorders a line to the
+# eye, and surrogates, which cannot be written.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_STATUS_WORDS = {None: "open", 0: "ok", 2: "error"}
+
+
+def clean(text: str) -> str:
+    """Return the text on one line, with everything that a terminal would act on as a visible escape."""
+    return _UNSAFE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def lines(text: str) -> list[str]:
+    """Return the whole text, line by line, each one cleaned; tabs become spaces."""
+    return [clean(line.expandtabs(4)) for line in re.split("\r\n|\n", text)]
+
+
+def one_line(text: str, limit: int) -> str:
+    """Return the beginning of a text on one line of at most `limit` characters."""
+    shown = clean(" ".join(text[: 4 * limit].split()))
+    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def gist(text: str) -> str:
+    """Return what to preview of a text: of provider messages the last one, of other JSON its readable form."""
+    if text[:1] not in ("[", "{"):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    last = value[-1] if isinstance(value, list) and value else value
+    if isinstance(last, dict) and isinstance(last.get("content"), str):
+        return f"{last.get('role', 'message')}: {last['content']}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def short_id(run_id: str, length: int = 8) -> str:
+    """Return the beginning of a generated id; ids that people chose are shown whole up to 24 characters."""
+    return clean(run_id[: length if _UUID.fullmatch(run_id) else max(length, 24)])
+
+
+def clock(ns: int) -> str:
+    """Return local time: the time of day, or date and time to the minute if it was not today."""
+    moment = _local(ns)
+    if moment is None:
+        return iso_ms(ns)
+    return f"{moment:%H:%M:%S}" if moment.date() == date.today() else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def date_and_time(ns: int) -> str:
+    """Return local date and time with the offset from UTC."""
+    moment = _local(ns)
+    return iso_ms(ns) if moment is None else f"{moment:%Y-%m-%d %H:%M:%S %z}"
+
+
+def _local(ns: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(ns // 1_000_000_000).astimezone()
+    except (OverflowError, ValueError, OSError):  # a year that the platform does not know
+        return None
+
+
+def iso(ns: int) -> str:
+    """Return a time in UTC with all its digits."""
+    return f"{iso_ms(ns)[:-5]}.{ns % 1_000_000_000:09d}Z"
+
+
+def duration(ns: int) -> str:
+    """Return a length of time in the unit that suits it."""
+    if abs(ns) < 1_000_000_000:
+        return f"{ns / 1e6:.2f} ms" if abs(ns) < 1_000_000 else f"{ns // 1_000_000} ms"
+    seconds = ns / 1e9
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def count(number: int | None) -> str:
+    """Return a count in at most five characters: exact below 10,000."""
+    if number is None:
+        return UNKNOWN
+    if number < 10_000:
+        return str(number)
+    value = float(number)
+    for unit in "kMGTPE":
+        value /= 1000
+        if value < 999.5:
+            break
+    return f"{value:.3g}{unit}"
+
+
+def size(number: int) -> str:
+    """Return a number of bytes."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number} B"
+
+
+def tokens(uncached: int | None, cached: int | None, completion: int | None) -> str:
+    """Return `in(cached)/out`, where `in` includes the cached tokens; "–" for what is not known."""
+    if uncached is None and cached is None and completion is None:
+        return UNKNOWN
+    told = [number for number in (uncached, cached) if number is not None]
+    read = count(sum(told) if told else None)
+    return f"{read}{f'({count(cached)})' if cached else ''}/{count(completion)}"
+
+
+def money(dollars: Decimal) -> str:
+    """Return an amount with at least two decimals and at least four significant digits, where it has them."""
+    if not -30 < dollars.adjusted() < 15:
+        return f"${dollars:.3e}"
+    rounded = round(dollars, max(6, 3 - dollars.adjusted()))
+    whole, _, fraction = f"{rounded:f}".partition(".")
+    return f"${whole}.{fraction.rstrip('0').ljust(2, '0')}"
+
+
+def status_word(code: int | None) -> str:
+    """Return ok, error, or open for a run that has not ended."""
+    return _STATUS_WORDS.get(code, f"code {code}")
+
+
+def metadata_line(metadata: dict[str, Any]) -> str:
+    """Return metadata as `key=value` pairs."""
+    return "  ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in metadata.items()
+    )

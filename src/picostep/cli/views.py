@@ -1,0 +1,386 @@
+"""Tables and texts for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import click
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from picostep.cli.rings import Directory, Ring
+from picostep.cli.text import (
+    clean,
+    clock,
+    count,
+    date_and_time,
+    duration,
+    gist,
+    lines,
+    metadata_line,
+    money,
+    one_line,
+    short_id,
+    size,
+    status_word,
+    tokens,
+)
+from picostep.sinks.store_reader import Row, RunDetail, RunSummary
+
+__all__ = ["Screen", "run_detail", "runs_table", "status", "tail_line"]
+
+_PIPE_WIDTH = 200  # columns where no terminal sets a limit
+_PREVIEW = 300  # characters of a text that is shown in part
+_SHORTEST_PROMPT = 12  # columns
+_STATUS_STYLES = {None: "yellow", 0: "green", 2: "bold red"}
+_RULE = "bold"
+_PADDING = re.compile(r" +$", re.MULTILINE)
+
+
+class Screen:
+    """Standard output as rich sees it: colours on a terminal only, and never more than its width."""
+
+    def __init__(self) -> None:
+        self._console = Console(markup=False, highlight=False, emoji=False)
+        if not self._console.is_terminal and "COLUMNS" not in os.environ:
+            self._console.width = _PIPE_WIDTH
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self._console.width
+
+    def print(self, *parts: RenderableType) -> None:
+        """Write each part on lines of its own."""
+        with self._console.capture() as capture:
+            for part in parts:
+                self._print(part)
+        # Rich has decided about colours by now; click writes, so that a closed pipe is a plain exception.
+        click.echo(_PADDING.sub("", capture.get()), nl=False, color=True)
+
+    def _print(self, part: RenderableType) -> None:
+        if isinstance(
+            part, Text
+        ):  # print() joins texts to new ones, which forget how they were to be laid out
+            self._console.print(part, no_wrap=part.no_wrap, overflow=part.overflow)
+        else:
+            self._console.print(part)
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+# --- runs -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    cell: Callable[[RunSummary], Text]
+    right: bool = False
+
+
+def runs_table(runs: Sequence[RunSummary], width: int) -> Table:
+    """Lay out the list of runs; on a narrow terminal the columns that matter least give way to the prompt."""
+    columns = [_run_column(runs), *_COLUMNS]
+    if any(run.real_total_cost is not None for run in runs):
+        columns.insert(-1, _COST)
+    if any(_errors(run) for run in runs):
+        columns.insert(-1, _ERRORS)
+    for header in _EXPENDABLE:
+        if _natural_width(columns[:-1], runs) + _SHORTEST_PROMPT <= width:
+            break
+        columns = [column for column in columns if column.header != header]
+    made = _table()
+    for column in columns:
+        made.add_column(
+            column.header,
+            justify="right" if column.right else "left",
+            vertical="bottom",
+            no_wrap=column is not columns[-1],  # only the prompt is cut
+        )
+    for run in runs:
+        made.add_row(*(column.cell(run) for column in columns))
+    return made
+
+
+def _run_column(runs: Sequence[RunSummary]) -> _Column:
+    """Show as much of the ids as tells them apart; `show` takes such a beginning."""
+    ids = {run.run_id for run in runs}
+    length = 8
+    while len({run_id[:length] for run_id in ids}) < len(ids):
+        length += 1
+    return _Column("RUN", lambda run: Text(short_id(run.run_id, length), style="cyan"))
+
+
+def _natural_width(columns: Sequence[_Column], runs: Sequence[RunSummary]) -> int:
+    return sum(
+        2 + max(*map(cell_len, column.header.split("\n")), *(column.cell(run).cell_len for run in runs), 0)
+        for column in columns
+    )
+
+
+def _errors(run: RunSummary) -> int:
+    return run.failed_steps + run.failed_tool_calls
+
+
+def _error_cell(run: RunSummary) -> Text:
+    return Text(str(_errors(run)), style="bold red" if _errors(run) else "dim")
+
+
+def _tokens_of(run: RunSummary) -> str:
+    return tokens(run.prompt_uncached_tokens, run.prompt_cached_tokens, run.completion_tokens)
+
+
+def _cost_cell(run: RunSummary) -> Text:
+    return Text("" if run.real_total_cost is None else money(run.real_total_cost))
+
+
+def _prompt_cell(run: RunSummary) -> Text:
+    return _cropped(one_line(run.prompt or run.status_message or "", _PREVIEW))
+
+
+def _cropped(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _status(code: int | None) -> Text:
+    return Text(status_word(code), style=_STATUS_STYLES.get(code, "yellow"))
+
+
+_COST = _Column("COST", _cost_cell, right=True)
+_ERRORS = _Column("ERR", _error_cell, right=True)
+_COLUMNS = (
+    _Column("STARTED", lambda run: Text(clock(run.start_ns))),
+    _Column("STATUS", lambda run: _status(run.status_code)),
+    _Column("STEPS", lambda run: Text(str(run.steps)), right=True),
+    _Column("TOOLS", lambda run: Text(str(run.tool_calls)), right=True),
+    _Column("TOKENS\nin(cached)/out", lambda run: Text(_tokens_of(run)), right=True),
+    _Column("TIME", lambda run: Text(duration(run.end_ns - run.start_ns)), right=True),
+    _Column("PROMPT", _prompt_cell),
+)
+_EXPENDABLE = ("TOOLS", "TIME", "STEPS", "STARTED", "TOKENS\nin(cached)/out", "COST", "ERR")
+
+
+# --- one run ----------------------------------------------------------------------------------------------
+
+
+def run_detail(detail: RunDetail, full: bool) -> Iterator[RenderableType]:
+    """Lay out one run: what it was, its steps and tool calls in order of time, and its feedback."""
+    yield Text.assemble(("Run ", _RULE), (clean(detail.summary.run_id), "bold cyan"))
+    yield _facts(detail)
+    yield from _texts(detail.run or {}, _RUN_TEXTS, full)
+    entries = sorted([*detail.steps, *detail.tool_calls], key=itemgetter("start_ns"))
+    if entries:
+        yield Text("\nTimeline", style=_RULE)
+        width = max(cell_len(_what(entry)) for entry in entries)
+        for entry in entries:
+            yield _headline(entry, detail.summary.start_ns, width)
+            yield from _texts(entry, _ENTRY_TEXTS, full)
+    if detail.feedback:
+        yield Text("\nFeedback", style=_RULE)
+        for row in detail.feedback:
+            yield Text(f"  {_feedback(row, full)}")
+
+
+# Column, label in full, mark of a preview (empty: only in full), style.
+_Texts = tuple[tuple[str, str, str, str], ...]
+_RUN_TEXTS: _Texts = (
+    ("system_prompt", "system prompt", "", ""),
+    ("user_prompt", "prompt", ">", ""),
+    ("full_input", "full input", "", ""),
+    ("response", "response", "<", ""),
+    ("full_output", "full output", "", ""),
+    ("status_message", "message", "!", "red"),
+)
+_ENTRY_TEXTS: _Texts = (
+    ("tool_definitions", "tool definitions", "", ""),
+    ("prompt", "prompt", ">", "dim"),
+    ("args", "arguments", ">", "dim"),
+    ("response", "response", "<", ""),
+    ("result", "result", "<", ""),
+    ("status_message", "message", "!", "red"),
+)
+
+
+def _facts(detail: RunDetail) -> RenderableType:
+    summary, run = detail.summary, detail.run or {}
+    took = duration(summary.end_ns - summary.start_ns)
+    facts = {
+        "status": _status(summary.status_code),
+        "started": Text(f"{date_and_time(summary.start_ns)}, took {took}"),
+        "tokens": Text(f"{_tokens_of(summary)}  in(cached)/out"),
+    }
+    if summary.status_code is None:
+        facts["status"].append(" (its end was not recorded: it goes on, or its process died)", style="dim")
+    if summary.real_total_cost is not None:
+        facts["cost"] = Text(f"{money(summary.real_total_cost)}, as the program gave it")
+    if summary.session_id:
+        facts["session"] = Text(clean(summary.session_id))
+    if run.get("metadata"):
+        facts["metadata"] = Text(clean(metadata_line(json.loads(run["metadata"]))))
+    if run.get("shed") or run.get("shortened"):
+        facts["note"] = Text(_losses(run))
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        grid.add_row(Text(f"  {name}", style="dim"), value)
+    return grid
+
+
+def _texts(row: Row, columns: _Texts, full: bool) -> Iterator[Text]:
+    for column, label, mark, style in columns:
+        text = row.get(column)
+        if not text:
+            continue
+        if full:
+            yield Text(f"    {label}", style="dim")
+            yield from (Text(f"      {line}", style=style, overflow="fold") for line in lines(text))
+        elif mark:
+            yield _cropped(f"    {mark} {one_line(gist(text), _PREVIEW)}", style)
+
+
+def _headline(entry: Row, run_start_ns: int, width: int) -> Text:
+    at = f"+{duration(entry['start_ns'] - run_start_ns)}"
+    took = duration(entry["end_ns"] - entry["start_ns"])
+    line = _cropped(f"  {at:>10}  {took:>8}  {set_cell_size(_what(entry), width)}  ")
+    line.append_text(_status(entry["status_code"]))
+    for fact in _entry_facts(entry):
+        line.append(f"  {fact}")
+    return line
+
+
+def _what(entry: Row) -> str:
+    if "tool_name" in entry:
+        return f"tool {one_line(entry['tool_name'], 40)}"
+    model = entry["model_used"] or entry["model_requested"] or "unknown model"
+    return f"step {one_line(model, 40)}"
+
+
+def _entry_facts(entry: Row) -> Iterator[str]:
+    if "tool_name" not in entry:
+        yield tokens(
+            *(entry[f"{name}_tokens"] for name in ("prompt_uncached", "prompt_cached", "completion"))
+        )
+        if entry["real_total_cost"] is not None:
+            yield f"${clean(entry['real_total_cost'])}"
+        if entry["first_token_ns"] is not None:
+            yield f"first token {duration(entry['first_token_ns'] - entry['start_ns'])}"
+        if entry["finish_reason"]:
+            yield one_line(entry["finish_reason"], 20)
+    if entry["shed"] or entry["shortened"]:
+        yield _losses(entry)
+
+
+def _losses(row: Row) -> str:
+    return "texts left out: the ring was full" if row["shed"] else "a text was cut: too long for the ring"
+
+
+def _feedback(row: Row, full: bool) -> str:
+    text = row["text"] or ""
+    shown = clean(text) if full else one_line(text, _PREVIEW)
+    return "  ".join(filter(None, (clean(row["score"] or ""), shown)))
+
+
+# --- tail -------------------------------------------------------------------------------------------------
+
+
+def tail_line(row: Row) -> Text:
+    """Lay out one record on one line."""
+    kind = row["type"]
+    line = _cropped(f"{clock(row['time_ns'] if kind == 'feedback' else row['end_ns'])}  ")
+    line.append(f"{kind:<9}  ", style="bold")
+    line.append(f"{short_id(row['run_id'])}  ", style="cyan")
+    if kind == "feedback":
+        return line.append(_feedback(row, full=False))
+    line.append_text(_status(row["status_code"]))
+    line.append(f"  {duration(row['end_ns'] - row['start_ns'])}")
+    for fact in _tail_facts(row):
+        line.append(f"  {fact}")
+    return line
+
+
+def _tail_facts(row: Row) -> Iterator[str]:
+    kind = row["type"]
+    if kind != "run":
+        yield _what(row).partition(" ")[2]
+        yield from _entry_facts(row)
+    text = (
+        row["status_message"] or row[{"run": "user_prompt", "step": "response", "tool_call": "result"}[kind]]
+    )
+    if text:
+        yield one_line(gist(text), _PREVIEW)
+
+
+# --- status -----------------------------------------------------------------------------------------------
+
+
+def status(directories: Sequence[Directory], to: str) -> Iterator[RenderableType]:
+    """Lay out ring directories; `to` says where this shell's settings send records."""
+    for directory in directories:
+        yield Text.assemble(
+            (clean(directory.name), "bold cyan"), "  ", _exporter_state(directory), _whose(directory, to)
+        )
+        if directory.problem:
+            yield Text(f"  cannot be read: {clean(directory.problem)}", style="red")
+        if directory.rings or directory.totals:
+            yield Padding(_rings_table(directory), (0, 0, 0, 2))
+        for name in directory.damaged:
+            yield Text(f"  damaged, set aside: {clean(name)}", style="red")
+        yield from (_cropped(f"  log  {clean(line)}", "dim") for line in directory.log)
+
+
+def _exporter_state(directory: Directory) -> Text:
+    if directory.exporter:
+        return Text("exporter at work", style="green")
+    waiting = any(ring.backlog_bytes for ring in directory.rings)
+    return Text("no exporter", style="bold red" if waiting else "dim")
+
+
+def _whose(directory: Directory, to: str) -> str:
+    return f"  the settings of this shell: {clean(to)}" if directory.own else ""
+
+
+def _rings_table(directory: Directory) -> Table:
+    made = _table()
+    for header in ("PROCESS", "STATE"):
+        made.add_column(header)
+    for header in ("RECORDED", "DELIVERED", "WAITING", "DROPPED", "USED"):
+        made.add_column(header, justify="right")
+    made.add_column("LAST ERROR")
+    for ring in directory.rings:
+        made.add_row(*_ring_cells(ring))
+    if directory.totals:
+        label = f"{directory.totals.get('rings', 0)} removed"
+        made.add_row("before", label, *_counter_cells(directory.totals), style="dim")
+    return made
+
+
+def _ring_cells(ring: Ring) -> Iterator[str | Text]:
+    yield str(ring.pid) if ring.pid else clean(ring.name)
+    yield ring.state
+    if ring.counters is None:
+        yield from [""] * 5
+        yield Text(clean(ring.problem or ""), style="red")
+        return
+    yield from _counter_cells(ring.counters)
+    yield f"{size(ring.backlog_bytes)} of {size(ring.size_bytes)}"
+    yield Text(clean(ring.counters["last_error"]), style="red")
+
+
+def _counter_cells(counters: dict[str, Any]) -> Iterator[Text]:
+    dropped = counters.get("dropped", {})
+    yield Text(count(counters.get("recorded", 0)))
+    yield Text(count(counters.get("delivered", 0)))
+    yield Text(count(counters.get("in_ring", 0)))
+    reasons = ", ".join(f"{count(number)} {clean(reason)}" for reason, number in dropped.items() if number)
+    yield Text(reasons or "0", style="red" if reasons else "")
