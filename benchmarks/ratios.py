@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 
-from workloads import ALL, SCRIPTS, SIZES, Texts
+from workloads import ALL, SCRIPTS, SIZES, Texts, exporter
 
 import picostep
 
@@ -34,24 +32,19 @@ def measure(size: str, script: str, rounds: int) -> dict[str, list[float]]:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 31
-    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - a directory of our own below it
-    directory = tempfile.mkdtemp(prefix="picostep-bench-", dir=shm)
-    picostep.configure(to="jsonl:/dev/null", dir=directory)
     print(f"picostep {picostep.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, medians of {rounds} rounds")
     print(f"{'ns per step':16}" + "".join(f"{workload.name:>26}" for workload in ALL) + f"{'/ dataclass':>13}{'/ floor':>9}")
-    for script in SCRIPTS:
-        for size in SIZES:
+    for size, script in ((size, script) for script in SCRIPTS for size in SIZES):
+        with exporter():
             taken = measure(size, script, rounds)
-            median = {name: statistics.median(values) for name, values in taken.items()}
-            ours = taken["picostep"]
-            ratios = [
-                statistics.median(a / b for a, b in zip(ours, taken[other], strict=True))
-                for other in ("dataclass + SimpleQueue", "floor")
-            ]
-            row = f"{size + ' ' + script:16}" + "".join(f"{median[workload.name]:>26,.0f}" for workload in ALL)
-            print(row + f"{ratios[0]:>13.2f}{ratios[1]:>9.2f}")
-    picostep.shutdown(10)
-    shutil.rmtree(directory, ignore_errors=True)
+        median = {name: statistics.median(values) for name, values in taken.items()}
+        ours = taken["picostep"]
+        ratios = [
+            statistics.median(a / b for a, b in zip(ours, taken[other], strict=True))
+            for other in ("dataclass + SimpleQueue", "floor")
+        ]
+        row = f"{size + ' ' + script:16}" + "".join(f"{median[workload.name]:>26,.0f}" for workload in ALL)
+        print(row + f"{ratios[0]:>13.2f}{ratios[1]:>9.2f}")
 
 
 if __name__ == "__main__":

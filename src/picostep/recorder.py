@@ -15,6 +15,7 @@ from time import monotonic, sleep
 
 from picostep import _records, _ring
 from picostep import config as _config
+from picostep._keeper import Keeper
 from picostep.config import Destination, Settings
 from picostep.errors import ConfigError
 from picostep.ringdir import EXTERNAL, base, open_dir
@@ -23,7 +24,6 @@ from picostep.usage import disjoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from picostep._keeper import Keeper
     from picostep._ring import HostRing
     from picostep.ringdir import RingDir
 
@@ -190,8 +190,6 @@ def _start_process(number: int, current: Settings, directory: RingDir) -> bool:
         interpreter = _interpreter()
         if interpreter is None:
             return False
-        from picostep._keeper import Keeper
-
         environment = [
             name + b"=" + value for name, value in os.environb.items() if name not in (b"TCC_API_KEY", b"PYTHONHOME")
         ]
