@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 import click
@@ -13,7 +14,9 @@ from picostep.cli.rings import look
 from picostep.cli.service import log_to_stderr, serve
 from picostep.cli.text import clean
 from picostep.config import Settings, default_store, destination
+from picostep.demo import NotStored, record
 from picostep.ringdir import EXTERNAL, base
+from picostep.sinks.store import prepare
 from picostep.sinks.store_reader import Cursor, NoStore, Row, StoreReader
 
 __all__ = ["picostep"]
@@ -55,11 +58,33 @@ def picostep() -> None:
 
 
 @picostep.command()
+@click.option("--store", metavar="PATH", help="Where to record.  [default: the store used without settings]")
+@_json
+def demo(store: str | None, as_json: bool) -> None:
+    """Record a small scripted agent, and show what came of it.
+
+    Four runs through the public API and the real exporter; one fails. Everything stays on this machine, also
+    when there is an API key.
+    """
+    reader = StoreReader(default_store() if store is None else store)
+    prepare(reader.path)  # now, not as an exporter's error after a long wait
+    try:
+        run_ids = record(str(reader.path))
+    except NotStored as error:
+        raise Failure(str(error), IO_FAILED, "What the exporter is doing: picostep status") from error
+    details = [detail for detail in map(reader.run, run_ids) if detail]
+    if as_json:
+        click.echo(shapes.document(shapes.runs(reader.path, [detail.summary for detail in details])))
+    else:
+        option = "" if store is None else f" --store {shlex.quote(store)}"
+        screen = views.Screen()
+        screen.print(*views.demo(details, reader.path, option, screen.width))
+
+
+@picostep.command()
 @_store
 @_json
-@click.option(
-    "-n", "--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most."
-)
+@click.option("-n", "--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
 @click.option("--status", type=click.Choice(["ok", "error", "open"]), help="Only runs of this status.")
 def runs(store: str | None, as_json: bool, limit: int, status: str | None) -> None:
     """List the latest runs.
@@ -107,7 +132,7 @@ def show(run: str, store: str | None, as_json: bool, full: bool) -> None:
 @_json
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until interrupted.")
 @click.option(
-    "-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="How many to begin with."
+    "-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="Begin with so many."
 )
 def tail(store: str | None, as_json: bool, follow: bool, lines: int) -> None:
     """Print the records that came last, one on a line."""
@@ -135,9 +160,13 @@ def tail(store: str | None, as_json: bool, follow: bool, lines: int) -> None:
 @_dir
 @_json
 @click.option(
-    "--log", "log_lines", type=click.IntRange(0), default=3, show_default=True, help="Lines of each log."
+    "--log",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="So many lines of each log.",
 )
-def status(directory: str | None, as_json: bool, log_lines: int) -> None:
+def status(directory: str | None, as_json: bool, log: int) -> None:
     """Show rings, exporters and counters.
 
     There is one directory for each destination that programs of this user record for, and in it one ring
@@ -146,8 +175,8 @@ def status(directory: str | None, as_json: bool, log_lines: int) -> None:
     settings = Settings.resolve(dir=directory)
     where = base(settings.dir)
     target = destination(settings)
-    external = {EXTERNAL} if settings.exporter == "external" else {target.fingerprint}
-    found = look(where, frozenset(external), log_lines)
+    own = EXTERNAL if settings.exporter == "external" else target.fingerprint
+    found = look(where, own, log)
     if as_json:
         click.echo(shapes.document(shapes.status(where, target, found)))
     elif found:
@@ -157,18 +186,16 @@ def status(directory: str | None, as_json: bool, log_lines: int) -> None:
 
 
 @picostep.command()
-@click.option(
-    "--to", multiple=True, metavar="SINK", help="Where to send records; several times for several sinks."
-)
+@click.option("--to", multiple=True, metavar="SINK", help="Where to send records; may be repeated.")
 @_dir
 @_json
 @click.option("--once", is_flag=True, help="Deliver what is there, and end.")
 def export(to: tuple[str, ...], directory: str | None, as_json: bool, once: bool) -> None:
     """Run the exporter in the foreground, as a sidecar or service.
 
-    Serves the rings of programs that were started with PICOSTEP_EXPORTER=external, and of those with the same
-    settings as this shell. Logs to standard error, with --json one object on a line; SIGTERM and SIGINT end it after the request
-    under way.
+    Serves the rings of programs that were started with PICOSTEP_EXPORTER=external, and of those that have
+    the same settings as this command. Logs to standard error (with --json one object on a line). SIGTERM
+    and SIGINT end it after the request under way.
 
     SINK is tcc, stdout, store:PATH or jsonl:PATH.
     """
@@ -176,9 +203,8 @@ def export(to: tuple[str, ...], directory: str | None, as_json: bool, once: bool
     log_to_stderr(as_json, settings.debug)
     busy = serve(settings, once)
     if busy:
-        raise Failure(
-            f"another exporter is at work in {', '.join(busy)}", IO_FAILED, "It delivers what is there."
-        )
+        where = ", ".join(busy)
+        raise Failure(f"another exporter is at work in {where}", IO_FAILED, "It delivers what is there.")
 
 
 def _print_records(screen: views.Screen, records: list[Row], as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""How a command fails: one line for people, one JSON object for programs, and an exit code; never a traceback."""
+"""How a command fails: a line for people, an object for programs, an exit code; never a traceback."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, exit_code: int, hint: str = "") -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # what click's manual tells to do
         self.hint = hint
         self.as_json = False
 

@@ -74,19 +74,19 @@ class Directory:
     problem: str | None = None
 
 
-def look(base: str, own: frozenset[str], log_lines: int) -> list[Directory]:
+def look(base: str, own: str, log_lines: int) -> list[Directory]:
     """
     Look into all ring directories of a base.
 
     Args:
         base: From `ringdir.base()`. A base that does not exist has none.
 
-        own: The names that this shell's settings lead to; they come first.
+        own: The name that this shell's settings lead to; it comes first.
 
         log_lines: How many lines of each log.
     """
-    names = sorted(destinations(base), key=lambda name: (name not in own, name))
-    return [_look_into(base, name, name in own, log_lines) for name in names]
+    names = sorted(destinations(base), key=lambda name: (name != own, name))
+    return [_look_into(base, name, name == own, log_lines) for name in names]
 
 
 def _look_into(base: str, name: str, own: bool, log_lines: int) -> Directory:

@@ -18,7 +18,7 @@ _FLAGS = ("shed", "shortened", "conversational")
 
 
 def document(value: Any) -> str:
-    """Return one JSON document for people and programs; beyond ASCII all is escaped, so a terminal is safe."""
+    """Return a JSON document; everything beyond ASCII is escaped, so a terminal is safe."""
     return json.dumps(value, indent=2)
 
 

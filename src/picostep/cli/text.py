@@ -28,7 +28,8 @@ __all__ = [
     "tokens",
 ]
 
-UNKNOWN = "–"
+_UNITS = "kMGTPE"
+UNKNOWN = "-"
 
 # Control characters (C0 with ESC, C1 with the one-byte CSI), line separators, what reorders a line to the
 # eye, and surrogates, which cannot be written.
@@ -59,7 +60,7 @@ def one_line(text: str, limit: int) -> str:
 
 
 def gist(text: str) -> str:
-    """Return what to preview of a text: of provider messages the last one, of other JSON its readable form."""
+    """Return what to preview of a text: the last one of provider messages, other JSON in readable form."""
     if text[:1] not in ("[", "{"):
         return text
     try:
@@ -115,17 +116,13 @@ def duration(ns: int) -> str:
 
 
 def count(number: int | None) -> str:
-    """Return a count in at most five characters: exact below 10,000."""
+    """Return a count in few characters: exact below 10,000."""
     if number is None:
         return UNKNOWN
     if number < 10_000:
         return str(number)
-    value = float(number)
-    for unit in "kMGTPE":
-        value /= 1000
-        if value < 999.5:
-            break
-    return f"{value:.3g}{unit}"
+    power = min((len(str(number)) - 1) // 3, len(_UNITS))
+    return f"{number / 1000**power:.4g}{_UNITS[power - 1]}"
 
 
 def size(number: int) -> str:
@@ -137,7 +134,7 @@ def size(number: int) -> str:
 
 
 def tokens(uncached: int | None, cached: int | None, completion: int | None) -> str:
-    """Return `in(cached)/out`, where `in` includes the cached tokens; "–" for what is not known."""
+    """Return `in(cached)/out`, where `in` includes the cached tokens; "-" for what is not known."""
     if uncached is None and cached is None and completion is None:
         return UNKNOWN
     told = [number for number in (uncached, cached) if number is not None]

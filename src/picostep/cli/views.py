@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,7 +37,7 @@ from picostep.cli.text import (
 )
 from picostep.sinks.store_reader import Row, RunDetail, RunSummary
 
-__all__ = ["Screen", "run_detail", "runs_table", "status", "tail_line"]
+__all__ = ["Screen", "demo", "run_detail", "runs_table", "status", "tail_line"]
 
 _PIPE_WIDTH = 200  # columns where no terminal sets a limit
 _PREVIEW = 300  # characters of a text that is shown in part
@@ -68,9 +69,7 @@ class Screen:
         click.echo(_PADDING.sub("", capture.get()), nl=False, color=True)
 
     def _print(self, part: RenderableType) -> None:
-        if isinstance(
-            part, Text
-        ):  # print() joins texts to new ones, which forget how they were to be laid out
+        if isinstance(part, Text):  # print() joins texts to new ones, without their layout
             self._console.print(part, no_wrap=part.no_wrap, overflow=part.overflow)
         else:
             self._console.print(part)
@@ -291,6 +290,30 @@ def _feedback(row: Row, full: bool) -> str:
     return "  ".join(filter(None, (clean(row["score"] or ""), shown)))
 
 
+# --- demo -------------------------------------------------------------------------------------------------
+
+
+def demo(details: Sequence[RunDetail], store: Path, option: str, width: int) -> Iterator[RenderableType]:
+    """Lay out the demo's runs, the first of them in full, and what to try next with `option` appended."""
+    runs = [detail.summary for detail in details]
+    yield Text(f"Recorded {len(runs)} runs of a scripted agent; they are stored in {clean(str(store))}\n")
+    yield runs_table(runs[::-1], width)
+    yield Text()
+    yield from run_detail(details[0], full=False)
+    yield Text("\nNext", style=_RULE)
+    failed = next((run for run in runs if run.status_code == 2), runs[-1])
+    grid = Table.grid(padding=(0, 2))
+    for command, purpose in (
+        (f"picostep show {short_id(failed.run_id)}{option}", "why that run failed"),
+        (f"picostep show {short_id(runs[0].run_id)} --full{option}", "the run above with whole texts"),
+        (f"picostep runs{option}", "all runs in this store"),
+        ("picostep tail -f", "what your own program records, as it comes"),
+        ("picostep status", "rings, exporters, counters"),
+    ):
+        grid.add_row(Text(f"  {clean(command)}", style="bold"), Text(purpose, style="dim"))
+    yield grid
+
+
 # --- tail -------------------------------------------------------------------------------------------------
 
 
@@ -309,14 +332,15 @@ def tail_line(row: Row) -> Text:
     return line
 
 
+_TAIL_TEXTS = {"run": "user_prompt", "step": "response", "tool_call": "result"}
+
+
 def _tail_facts(row: Row) -> Iterator[str]:
     kind = row["type"]
     if kind != "run":
         yield _what(row).partition(" ")[2]
         yield from _entry_facts(row)
-    text = (
-        row["status_message"] or row[{"run": "user_prompt", "step": "response", "tool_call": "result"}[kind]]
-    )
+    text = row["status_message"] or row[_TAIL_TEXTS[kind]]
     if text:
         yield one_line(gist(text), _PREVIEW)
 
@@ -360,8 +384,8 @@ def _rings_table(directory: Directory) -> Table:
     for ring in directory.rings:
         made.add_row(*_ring_cells(ring))
     if directory.totals:
-        label = f"{directory.totals.get('rings', 0)} removed"
-        made.add_row("before", label, *_counter_cells(directory.totals), style="dim")
+        ended = f"{directory.totals.get('rings', 0)} ended"
+        made.add_row("earlier", ended, *_counter_cells(directory.totals), style="dim")
     return made
 
 
