@@ -23,12 +23,12 @@ SCRIPTS = {"ascii": "a prompt, a response and tools. ", "cjk": "提示和回答�
 
 
 @contextlib.contextmanager
-def exporter() -> Iterator[None]:
+def exporter(**settings: Any) -> Iterator[None]:
     """A real exporter for all benchmarks, into a file in memory that is cut back whenever it was checked."""
     shm = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - a directory of our own below it
     with tempfile.TemporaryDirectory(prefix="picostep-bench-", dir=shm, ignore_cleanup_errors=True) as directory:
         Picostep.output = os.path.join(directory, "steps.jsonl")
-        picostep.configure(to=f"jsonl:{Picostep.output}", dir=directory)
+        picostep.configure(to=f"jsonl:{Picostep.output}", dir=directory, **settings)
         yield
         picostep.shutdown(10)
 
