@@ -52,13 +52,15 @@ cdef extern from "Python.h":
 cdef enum:
     HEADER_SIZE = 4096
     FIRST_RESERVE = 256 * 1024      # space made on the caller's thread: 54 µs here, against 5 ms for 16 MiB
-    NEXT_RESERVE = 1024 * 1024
+    NEXT_RESERVE = 256 * 1024       # at a time in the background: whoever maps memory meanwhile waits for one of these
     MIN_CAPACITY = 64 * 1024
+    MAX_CAPACITY = 1024 * 1024 * 1024
     READ_CHUNK = 256 * 1024
     VERSION = 1
     BYTE_ORDER = 0x01020304
     MAX_FDS = 256
 
+cdef uint64_t MIN_FRAME = sizeof(Frame) + sizeof(Record)
 cdef uint64_t MAGIC = 0x5045545350434950     # "PICPSTEP" as bytes of a little-endian word
 
 cdef Host the_host
@@ -130,12 +132,30 @@ cdef bint grow(Ring *ring, uint64_t end) noexcept nogil:
     return True
 
 
-cdef inline bint room_for(Ring *ring, uint64_t size, uint64_t part) noexcept nogil:
-    """Whether a frame fits when the ring may be filled to `part`; moves to offset 0 when the rest of the data is too short."""
-    cdef uint64_t rest, total = size
-    if ring.offset + size > load(&ring.header.ready) and ring.offset + size <= ring.limit:
-        grow(ring, ring.offset + size)
-    rest = ring.limit - ring.offset
+cdef inline uint64_t fitted(Ring *ring, PyObject **texts, uint32_t present, uint64_t *cap, int *count,
+                            uint16_t *flags) noexcept nogil:
+    """Size of the frame, its texts cut where it would be more than a quarter of the ring. Its space is there if
+    it ends before the end of the data."""
+    cdef uint64_t size
+    while True:
+        cap[0] = ~<uint64_t>0
+        flags[0] &= <uint16_t>~FRAME_SHORTENED
+        size = measure(texts, present, cap[0], count)
+        if size > ring.limit // 4:
+            cap[0] = fair_cap(texts, present, ring.limit // 4)
+            size = measure(texts, present, cap[0], count)
+            flags[0] |= FRAME_SHORTENED
+        if (ring.offset + size <= load(&ring.header.ready) or ring.offset + size > ring.limit
+                or grow(ring, ring.offset + size)):
+            return size
+        # The ring became smaller; now the frame ends beyond it.
+
+
+cdef inline bint room_for(Ring *ring, uint64_t size, bint whole) noexcept nogil:
+    """Whether a frame fits when the ring may be filled to three quarters, or whole; moves to offset 0 when the
+    rest of the data is too short."""
+    cdef uint64_t rest = ring.limit - ring.offset, total = size
+    cdef uint64_t part = ring.limit if whole else ring.limit - ring.limit // 4
     if size > rest:
         total += rest
     if ring.head - ring.tail + total > part:
@@ -157,7 +177,7 @@ cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept:
     """Copies one record into the ring. 0, or -1 when the ring is full: counted, never an exception."""
     cdef uint32_t present = record.present
     cdef uint16_t flags = 0
-    cdef uint64_t cap = ~<uint64_t>0, size, n
+    cdef uint64_t cap, size, n
     cdef Header *header
     cdef uint8_t *at
     cdef Frame *frame
@@ -169,23 +189,19 @@ cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept:
         present &= ~<uint32_t>(1 << RUN_ID)
     if record.flags & OWN_UUID:
         present &= ~<uint32_t>(1 << OWN_ID)
-    size = measure(texts, present, cap, &count)
 
     lock(&ring.lock)
     header = ring.header
     if header == NULL:          # another thread closed it
         unlock(&ring.lock)
         return -1
-    if size > ring.limit // 4:
-        cap = fair_cap(texts, present, ring.limit // 4)
-        size = measure(texts, present, cap, &count)
-        flags |= FRAME_SHORTENED
-    if not room_for(ring, size, ring.limit - ring.limit // 4):
+    size = fitted(ring, texts, present, &cap, &count, &flags)
+    if not room_for(ring, size, False):
         if present & BODIES[record.kind]:
             present &= ~<uint32_t>BODIES[record.kind]
-            size = measure(texts, present, cap, &count)
+            size = fitted(ring, texts, present, &cap, &count, &flags)
             flags |= FRAME_SHED
-        if not room_for(ring, size, ring.limit):
+        if not room_for(ring, size, True):
             store(&header.ring_full, header.ring_full + 1)
             unlock(&ring.lock)
             return -1
@@ -321,7 +337,7 @@ cdef class HostRing:
 
     Args:
         fd: an empty file, locked by the caller; the ring closes it. -1: private memory that dies with the process.
-        capacity: bytes of data, at least 64 KiB.
+        capacity: bytes of data, 64 KiB to 1 GiB.
 
     Raises:
         OSError: the file system or memory has no room for the first 256 KiB.
@@ -334,8 +350,8 @@ cdef class HostRing:
         cdef Ring *ring
         cdef uint64_t nonce = 0, first
         cdef int err
-        if capacity < MIN_CAPACITY:
-            raise ValueError(f"a ring needs at least {MIN_CAPACITY} bytes, not {capacity}")
+        if not MIN_CAPACITY <= capacity <= MAX_CAPACITY:
+            raise ValueError(f"a ring has {MIN_CAPACITY} to {MAX_CAPACITY} bytes, not {capacity}")
         capacity = capacity & ~<uint64_t>4095
         first = min(capacity, <uint64_t>FIRST_RESERVE) if fd >= 0 else capacity
         self.destination = -1
@@ -371,7 +387,7 @@ cdef class HostRing:
         ring.fd = fd
 
     def install(self, int destination) -> bool:
-        """Makes this the ring of a destination; False when that has one already. Starts to reserve the rest."""
+        """Makes this the ring of a destination; False when that has one already."""
         cdef Ring *ring = &self.state.ring
         if not 0 <= destination < MAX_DESTINATIONS:
             raise ValueError(f"destination {destination} is out of range")
@@ -381,9 +397,12 @@ cdef class HostRing:
         ring.next = host.all
         host.all = ring
         host.ring[destination] = ring
-        if ring.fd >= 0:
-            self.state.threaded = start_thread(&self.state.thread, reserve_rest, self.state) == 0
         return True
+
+    def reserve(self) -> None:
+        """Starts to give the ring its space and its pages, in the background."""
+        if self.state.ring.fd >= 0 and not self.state.threaded:
+            self.state.threaded = start_thread(&self.state.thread, reserve_rest, self.state) == 0
 
     def close(self) -> None:
         """Ends this ring: the next record of its destination opens another. The exporter takes what is in it."""
@@ -613,9 +632,11 @@ cdef class RingReader:
     cdef uint64_t nonce
     cdef uint64_t cursor
     cdef uint64_t next_seq
-    cdef uint64_t lost              # records that damage made unreadable, not yet in the header
+    cdef uint64_t slack             # records that may be missing before the next: more than none only after damage
+    cdef uint64_t released
+    cdef list losses                # (position, records that damage made unreadable before it), not yet in the header
     cdef bint adopted
-    cdef bint damaged
+    cdef bint fresh                 # nothing was read since the cursor was taken from the header
     cdef uint8_t *buffer
     cdef uint64_t buffer_size
     cdef uint64_t buffer_at         # position of the first byte
@@ -642,6 +663,8 @@ cdef class RingReader:
             raise RingError("not this user's own")
         if size < HEADER_SIZE + MIN_CAPACITY:
             raise RingError("too short to be a ring")
+        if size > HEADER_SIZE + <int64_t>MAX_CAPACITY:
+            raise RingError("too long to be a ring")
         header = <Header *>map_memory(self.fd, HEADER_SIZE)
         if header == NULL:
             raise MemoryError
@@ -668,11 +691,17 @@ cdef class RingReader:
         self.resume()
         return self
 
-    cdef void resume(self):
+    cdef int resume(self) except -1:
         cdef Header *header = self.header
-        self.cursor = load(&header.tail)
-        # Whatever the exporter before us counted is what it took out.
+        self.released = load(&header.tail)
+        self.cursor = (self.released + 7) & ~<uint64_t>7
+        # Whatever the exporter before us counted is what it took out. One that died while it counted has left
+        # records with lower numbers at the tail: they are passed over.
         self.next_seq = header.delivered + header.encode_error + header.rejected + header.corrupt
+        self.fresh = True
+        self.slack = 0 if self.released <= load(&header.head) else self.capacity // MIN_FRAME
+        self.losses = []
+        return 0
 
     def __dealloc__(self):
         self.close()
@@ -727,8 +756,9 @@ cdef class RingReader:
         return not self.adopted
 
     cdef uint64_t limit(self) noexcept:
+        """Bytes after which the data begins again: also when the file has become shorter than that."""
         cdef uint64_t limit = load(&self.header.limit) if self.header != NULL else 0
-        return limit if MIN_CAPACITY <= limit <= self.capacity and limit % 8 == 0 else self.capacity
+        return limit if MIN_CAPACITY <= limit <= MAX_CAPACITY and limit % 8 == 0 else self.capacity & ~<uint64_t>7
 
     cdef uint64_t fetch(self, uint64_t position, uint64_t n, uint64_t limit) except? 0:
         """Has n bytes at a position in the buffer, fewer at the end of the data; returns how many are there."""
@@ -747,12 +777,12 @@ cdef class RingReader:
             self.buffer, self.buffer_size = larger, want
         if self.owner is not None:
             memcpy(self.buffer, self.owner.state.ring.data + offset, want)
-            got = want
         else:
             with nogil:
                 got = read_at(self.fd, self.buffer, want, HEADER_SIZE + offset)
+                memset(self.buffer + got, 0, want - got)
         self.buffer_at = position
-        self.buffer_n = min(<uint64_t>got, self.end - position) if self.end > position else 0
+        self.buffer_n = min(want, self.end - position) if self.end > position else 0
         return min(n, self.buffer_n)
 
     cdef uint64_t word(self, uint64_t position, uint64_t limit) except? 0:
@@ -784,35 +814,50 @@ cdef class RingReader:
                 word = self.word(self.cursor, limit)
                 if word == ~(self.nonce + self.cursor):
                     self.cursor += limit - self.cursor % limit
+                    self.fresh = False
                     continue
                 if word == self.nonce + self.cursor and there == sizeof(Frame):
                     frame = <Frame *>(self.buffer + (self.cursor - self.buffer_at))
                     there = frame.size
-                    if (there % 8 == 0 and sizeof(Frame) + sizeof(Record) <= there <= end - self.cursor
+                    if (there % 8 == 0 and MIN_FRAME <= there <= end - self.cursor
+                            and there <= max(limit, self.capacity) // 4
                             and self.fetch(self.cursor, there, limit) == there):
                         frame = <Frame *>(self.buffer + (self.cursor - self.buffer_at))
-                        if frame.seq >= self.next_seq:
+                        # Numbers have no holes but where damage was skipped, and no larger ones than that.
+                        if frame.seq - self.next_seq <= self.slack:
                             try:
                                 record = decode(frame)
                             except Damaged:
                                 pass
                             else:
-                                self.lost += frame.seq - self.next_seq
-                                self.next_seq = frame.seq + 1
+                                self.lose(frame.seq - self.next_seq)
+                                self.next_seq += 1
                                 self.cursor += there
+                                self.slack = 0
+                                self.fresh = False
                                 return record
             self.skip_damage(end, limit)
 
     cdef int skip_damage(self, uint64_t end, uint64_t limit) except -1:
         """Moves the cursor to the next thing that looks like a frame, or to the end."""
         cdef uint64_t at = self.cursor + 8, word
-        self.damaged = True
         while at < end:
             word = self.word(at, limit)
             if word == self.nonce + at or word == ~(self.nonce + at):
                 break
             at += 8
-        self.cursor = min(at, end)
+        at = min(at, end)
+        # What is damaged at the very beginning may be the place to begin at: then as many as a ring can hold.
+        self.slack += (limit if self.fresh else at - self.cursor) // MIN_FRAME + 1
+        self.fresh = False
+        self.cursor = at
+        return 0
+
+    cdef int lose(self, uint64_t records) except -1:
+        """Takes note of records that have no readable frame before the cursor."""
+        if records:
+            self.losses.append((self.cursor, records))
+            self.next_seq += records
         return 0
 
     def read(self, int max_records, uint64_t max_bytes) -> list:
@@ -837,23 +882,19 @@ cdef class RingReader:
         return out
 
     cdef int settle(self) except -1:
-        """At the end of a dead host's ring: a count that has no record is a torn one, or was lost with damage."""
+        """At the end of a dead host's ring: a count that has no record was lost with damage, or is a torn one."""
         cdef uint64_t accepted = load(&self.header.accepted)
-        if accepted <= self.next_seq:
-            store(&self.header.accepted, self.next_seq)
-        elif self.damaged:
-            self.lost += accepted - self.next_seq
-            self.next_seq = accepted
-        else:
-            store(&self.header.accepted, self.next_seq)
+        if accepted > self.next_seq:
+            self.lose(min(accepted - self.next_seq, self.slack))
             store(&self.header.torn, load(&self.header.torn) + accepted - self.next_seq)
+        self.slack = 0
+        store(&self.header.accepted, self.next_seq)
         return 0
 
     def rewind(self) -> None:
         """Moves the cursor back to the first record that is not released."""
         self.check_open()
         self.resume()
-        self.lost = 0
 
     def release(self, uint64_t position, uint64_t delivered, dropped=None) -> None:
         """Frees everything before a position that read() reached.
@@ -865,21 +906,24 @@ cdef class RingReader:
         """
         cdef Header *header
         cdef dict reasons = dict(dropped or {})
+        cdef uint64_t encode_error = reasons.pop("encode_error", 0), rejected = reasons.pop("rejected", 0)
+        cdef uint64_t lost = 0
         self.check_open()
         header = self.header
-        if position < load(&header.tail) or position > self.cursor:
+        if not self.released <= position <= self.cursor:
             raise ValueError(f"position {position} was not read")
-        encode_error, rejected = reasons.pop("encode_error", 0), reasons.pop("rejected", 0)
         if reasons:
             raise ValueError(f"unknown reasons {sorted(reasons)}")
+        while self.losses and self.losses[0][0] <= position:
+            lost += self.losses.pop(0)[1]
         store(&header.epoch, load(&header.epoch) | 1)
         store(&header.delivered, header.delivered + delivered)
-        store(&header.encode_error, header.encode_error + <uint64_t>encode_error)
-        store(&header.rejected, header.rejected + <uint64_t>rejected)
-        store(&header.corrupt, header.corrupt + self.lost)
+        store(&header.encode_error, header.encode_error + encode_error)
+        store(&header.rejected, header.rejected + rejected)
+        store(&header.corrupt, header.corrupt + lost)
         store(&header.tail, position)
         store(&header.epoch, (load(&header.epoch) | 1) + 1)
-        self.lost = 0
+        self.released = position
 
     def note(self, str text not None) -> None:
         """Says what goes wrong, in at most 63 ASCII characters: the host shows it in stats(). "" clears it."""

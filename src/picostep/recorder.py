@@ -181,6 +181,7 @@ def _open_ring(number: int, current: Settings) -> None:
             _start_thread(number, current, directory)
     finally:
         directory.close()
+        ring.reserve()  # last: while pages are made, the process's other calls that map memory wait
 
 
 def _start_process(number: int, current: Settings, directory: RingDir) -> bool:
