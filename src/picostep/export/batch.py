@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from picostep._ring import RingReader
     from picostep.export.payload import Record
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "Breaks"]
+
+_READ_BETWEEN_BREAKS = 8  # records
 
 
 class _Part(NamedTuple):
@@ -32,15 +34,13 @@ class Batch:
 
         max_bytes: The same in bytes of the ring; the last record may reach beyond.
 
-        slice_records: Pause after so many records, wherever they are read or iterated, to let other
-            threads run;
-            None: never.
+        breaks: Called between records, wherever they are read or iterated; None: nothing is.
     """
 
-    def __init__(self, max_records: int, max_bytes: int, slice_records: int | None = None) -> None:
+    def __init__(self, max_records: int, max_bytes: int, breaks: Breaks | None = None) -> None:
         self._records_left = max_records
         self._bytes_left = max_bytes
-        self._slice_records = slice_records
+        self._breaks = breaks
         self._records: list[Record] = []
         self._parts: deque[_Part] = deque()
         self._released = 0
@@ -58,15 +58,14 @@ class Batch:
         found = False
         while not self.full and self._read(ring):
             found = True
-            if self._slice_records is not None:
-                time.sleep(0)
+            if self._breaks is not None:
+                self._breaks()
         return found
 
     def _read(self, ring: RingReader) -> bool:
         before = ring.position
-        records = ring.read(
-            min(self._records_left, self._slice_records or self._records_left), self._bytes_left
-        )
+        count = self._records_left if self._breaks is None else min(self._records_left, _READ_BETWEEN_BREAKS)
+        records = ring.read(count, self._bytes_left)
         if records:
             self._records += records
             self._records_left -= len(records)
@@ -77,7 +76,7 @@ class Batch:
     def records(self, start: int, stop: int) -> Sequence[Record]:
         """Return some of the records, to be given to a sink."""
         records = self._records[start:stop]
-        return records if self._slice_records is None else _Sliced(records, self._slice_records)
+        return records if self._breaks is None else _WithBreaks(records, self._breaks)
 
     def drop(self, index: int, reason: str) -> None:
         """Count a record as dropped, not delivered, when it is released. The first reason counts."""
@@ -102,15 +101,37 @@ class Batch:
         return Counter(self._dropped[index] for index in range(start, stop) if index in self._dropped)
 
 
-class _Sliced(list["Record"]):
-    """A list that gives up the GIL now and then while it is iterated."""
+class Breaks:
+    """
+    Gives up the GIL now and then, so that the threads of the host do not have to wait until it is taken away.
 
-    def __init__(self, records: list[Record], size: int) -> None:
+    By time and not by records: in a busy host, getting the GIL back takes a switch interval of 5 ms, and
+    how much
+    work that buys must not depend on how small the records are.
+
+    Args:
+        every: Seconds of work between breaks.
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._due = 0.0
+
+    def __call__(self) -> None:
+        """Take a break if one is due."""
+        if time.monotonic() >= self._due:
+            time.sleep(0)
+            self._due = time.monotonic() + self._every
+
+
+class _WithBreaks(list["Record"]):
+    """Records that make whoever iterates them take breaks."""
+
+    def __init__(self, records: list[Record], breaks: Breaks) -> None:
         super().__init__(records)
-        self._size = size
+        self._breaks = breaks
 
     def __iter__(self) -> Iterator[Record]:
-        for index, record in enumerate(super().__iter__()):
-            if index % self._size == 0:
-                time.sleep(0)
+        for record in super().__iter__():
+            self._breaks()
             yield record

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from picostep.export.batch import Batch
+from picostep.export.batch import Batch, Breaks
 from picostep.export.inbox import DirectoryInbox, Inbox
 from picostep.export.outlet import Outlet
 
@@ -59,7 +59,7 @@ class Exporter:
 
         batch_bytes: The same in bytes of the ring; a single record may be larger.
 
-        slice_records: Let other threads run after so many records: for use within a host. None: do not.
+        break_every: Let other threads run after so many seconds of work: for use within a host. None: do not.
 
         linger: End when this many seconds have passed without a ring. None: stay.
 
@@ -75,14 +75,15 @@ class Exporter:
         rings: Sequence[RingReader] = (),
         batch_records: int = 512,
         batch_bytes: int = 1 << 20,
-        slice_records: int | None = None,
+        break_every: float | None = None,
         linger: float | None = None,
         once: bool = False,
     ) -> None:
         self._inboxes = [*map(DirectoryInbox, directories), Inbox(rings)]
         self._outlets = [Outlet(sink) for sink in sinks]
         self._stop = stop
-        self._new_batch = partial(Batch, batch_records, batch_bytes, slice_records)
+        breaks = None if break_every is None else Breaks(break_every)
+        self._new_batch = partial(Batch, batch_records, batch_bytes, breaks)
         self._linger = linger
         self._once = once
         self._seen_ring = self._progress = time.monotonic()

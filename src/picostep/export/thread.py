@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_private", "export_shared"]
 
-SLICE_RECORDS = 8  # between pauses in which the host's threads get the GIL
+BREAK_EVERY = 0.0003  # seconds of work between breaks in which the host's threads get the GIL
 LOCK_EVERY = 0.5  # seconds between attempts to become the exporter
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _exporter(
         rings=rings,
         batch_records=settings.batch_records,
         batch_bytes=settings.batch_bytes,
-        slice_records=SLICE_RECORDS,
+        break_every=BREAK_EVERY,
     )
 
 
