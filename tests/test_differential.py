@@ -125,6 +125,7 @@ class Interpreter:
         self.objects: dict[str, list[Any]] = {"run": [], "step": [], "tool_call": []}
         self.ended: list[Any] = []  # the objects, not their id(): that of a dropped one is used again
         self.log: list[tuple[Any, ...]] = []
+        self.run_ids: list[str] = []
 
     def run(self, program: list[Make | Call | Feedback]) -> list[tuple[Any, ...]]:
         for operation in program:
@@ -147,6 +148,8 @@ class Interpreter:
         made = self._do(getattr(owner, operation.kind), operation.args, operation.kwargs)
         if made is not None:
             self.objects[operation.kind].append(made)
+            if operation.kind == "run":
+                self.run_ids.append(made.run_id)
 
     def _call(self, operation: Call) -> None:
         target = self._pick(operation.kind, operation.of)
@@ -201,18 +204,28 @@ def builtin(error: BaseException) -> type:
 # --- what arrived, made comparable ------------------------------------------------------------------------
 
 
-def streams(requests: list[Request], given_ids: set[str], began: float) -> dict[tuple[str, str], list[Any]]:
-    """Sort items by key and path, in order of arrival, and replace what was generated."""
+def streams(
+    requests: list[Request], given_ids: set[str], made_ids: list[str], began: float
+) -> dict[tuple[str, str], list[Any]]:
+    """
+    Sort items by key and path, in order of arrival, and replace what was generated.
+
+    Records of one destination keep their order. Feedback of several destinations may go to one URL, where
+    they come in any order, so feedback is sorted.
+    """
     found: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for request in requests:
         assert request.method == "POST"
         assert request.headers["content-type"] == "application/json"
         assert "content-encoding" not in request.headers
         found[request.headers["authorization"], request.path].extend(request.items())
-    names: dict[str, str] = {}
+    names = {made: f"<run {number}>" for number, made in enumerate(made_ids)}
+    result: dict[tuple[str, str], list[Any]] = {}
     for stream in sorted(found):
-        found[stream] = [comparable(item, given_ids, names, began) for item in found[stream]]
-    return dict(found)
+        items = [comparable(item, given_ids, names, began) for item in found[stream]]
+        result[stream] = [item for item in items if "runId" not in item]
+        result[stream] += sorted((item for item in items if "runId" in item), key=repr)
+    return result
 
 
 def comparable(item: dict[str, Any], given_ids: set[str], names: dict[str, str], began: float) -> Any:
@@ -536,16 +549,18 @@ def on_reference(program: list[Make | Call | Feedback], server: Ingest) -> Outco
     began = time.time()
     printed = StringIO()
     with redirect_stdout(printed):
-        log = Interpreter(contextcompany, server).run(program)
+        interpreter = Interpreter(contextcompany, server)
+        log = interpreter.run(program)
     assert printed.getvalue() == "", "the reference could not send; such programs belong to test_beyond.py"
-    return Outcome(log, streams(server.take(), ids_in(program), began))
+    return Outcome(log, streams(server.take(), ids_in(program), interpreter.run_ids, began))
 
 
 def on_picostep(program: list[Make | Call | Feedback], server: Ingest) -> Outcome:
     began = time.time()
-    log = Interpreter(picostep, server).run(program)
+    interpreter = Interpreter(picostep, server)
+    log = interpreter.run(program)
     assert picostep.flush(20)
-    return Outcome(log, streams(server.take(), ids_in(program), began))
+    return Outcome(log, streams(server.take(), ids_in(program), interpreter.run_ids, began))
 
 
 def check(program: list[Make | Call | Feedback], server: Ingest) -> None:
@@ -636,6 +651,13 @@ def test_order_over_batches(step_count: int, server: Ingest) -> None:
     assert [f"s{number}" for number in range(step_count)] == [
         item["step_id"] for request in server.take() for item in request.items()
     ]
+
+
+def test_order_of_feedback(server: Ingest) -> None:
+    Interpreter(picostep, server).run([Feedback(("r", None, str(number)), {}) for number in range(50)])
+
+    assert picostep.flush(20)
+    assert [str(number) for number in range(50)] == [request.json()["text"] for request in server.take()]
 
 
 # --- signatures -------------------------------------------------------------------------------------------
