@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from contextlib import suppress
 
 import click
 
@@ -67,7 +68,9 @@ def demo(store: str | None, as_json: bool) -> None:
     when there is an API key.
     """
     reader = StoreReader(default_store() if store is None else store)
-    prepare(reader.path)  # now, not as an exporter's error after a long wait
+    prepare(reader.path)  # what is wrong with the file is better said now than as an exporter's error
+    with suppress(NoStore):
+        reader.runs(1)
     try:
         run_ids = record(str(reader.path))
     except NotStored as error:
@@ -171,6 +174,10 @@ def status(directory: str | None, as_json: bool, log: int) -> None:
 
     There is one directory for each destination that programs of this user record for, and in it one ring
     for each process.
+
+    A ring is `recording` while its process lives and `ended` after that. It is `in use` if somebody holds it
+    and its process is not to be seen from here: an exporter drains what is left, or the process is in
+    another container.
     """
     settings = Settings.resolve(dir=directory)
     where = base(settings.dir)

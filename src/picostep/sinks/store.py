@@ -227,7 +227,7 @@ class _Database:
 
 def is_empty(connection: sqlite3.Connection) -> bool:
     """Whether the database has nothing in it, as one just created."""
-    return connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> None:

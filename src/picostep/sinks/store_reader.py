@@ -161,12 +161,11 @@ class StoreReader:
         found: list[Row] = []
         with self._connect() as connection:
             file = identity(self.path.stat())
-            last = cursor.last if cursor.file == file else Cursor().last
-            reached = dict(last)
+            reached = {kind: _newest(connection, table) for kind, table in TABLES.items()}
+            # A new file may have the inode of the deleted one, but it has fewer rows.
+            same = cursor.file == file and all(reached[kind] >= cursor.last[kind] for kind in TABLES)
+            last = cursor.last if same else Cursor().last
             for kind, table in TABLES.items():
-                reached[kind] = connection.execute(f"SELECT coalesce(max(rowid), 0) FROM {table}").fetchone()[
-                    0
-                ]
                 query = f"SELECT '{kind}' AS type, * FROM {table} WHERE rowid > ? ORDER BY rowid DESC LIMIT ?"
                 found += _select(connection, query, (last[kind], limit))
         return sorted(found, key=_completed), Cursor(file, reached)
@@ -248,6 +247,11 @@ def _select(connection: sqlite3.Connection, query: str, values: tuple[Any, ...])
     cursor = connection.execute(query, values)
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def _newest(connection: sqlite3.Connection, table: str) -> int:
+    (rowid,) = connection.execute(f"SELECT coalesce(max(rowid), 0) FROM {table}").fetchone()
+    return int(rowid)
 
 
 def _find(connection: sqlite3.Connection, prefix: str) -> str | None:
