@@ -142,9 +142,8 @@ class _Client:
                 _finish(response)
         except (exceptions.HTTPError, OSError) as error:
             failure = _describe(error)
-        if (
-            failure is not None
-        ):  # raised out here, as the exception above names the URL and would be its context
+        # Raised out here: the exception above names the URL, and would be the context of this one.
+        if failure is not None:
             raise RetryLater(failure)
         _judge(response)
 
