@@ -1,7 +1,8 @@
 # Time of records: monotonic stamps, turned into wall time by one anchor per process.
 #
-# The anchor moves only when the wall clock was set (or the machine slept): then by more than 50 ms. So records of one
-# process keep their order, durations are never negative, and a process that lives for months follows its clock.
+# The anchor moves only when the wall clock was set (or the machine slept): then by more than 50 ms. So
+# records of one process keep their order, durations are never negative, and a process that lives for months
+# follows its clock.
 from libc.stdint cimport int64_t
 
 cdef extern from "_sys.h" nogil:
@@ -22,7 +23,8 @@ cdef inline int64_t clock_offset(Clock *clock, int64_t now) noexcept nogil:
     cdef int64_t offset
     if now - clock.checked >= CLOCK_CHECK_NS or clock.checked == 0:
         offset = wall_ns() - now
-        if clock.checked == 0 or offset - clock.offset > CLOCK_STEP_NS or clock.offset - offset > CLOCK_STEP_NS:
+        if (clock.checked == 0 or offset - clock.offset > CLOCK_STEP_NS
+                or clock.offset - offset > CLOCK_STEP_NS):
             clock.offset = offset
         clock.checked = now
     return clock.offset

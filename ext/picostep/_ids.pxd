@@ -10,7 +10,8 @@ cdef enum:
     ID_POOL = 4096
 
 cdef struct IdPool:
-    uint32_t used           # ID_POOL: empty. A forked child starts with an empty pool, or both would hand out the same ids
+    # ID_POOL: empty. A forked child starts with an empty pool, or both would hand out the same ids.
+    uint32_t used
     uint8_t bytes[ID_POOL]
 
 

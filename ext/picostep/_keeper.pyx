@@ -54,8 +54,8 @@ cdef class Keeper:
     cdef object when_failed
     cdef readonly bint failed
 
-    def __cinit__(self, bytes lock_path not None, list argv not None, list env not None, bytes config not None,
-                  when_failed):
+    def __cinit__(self, bytes lock_path not None, list argv not None, list env not None,
+                  bytes config not None, when_failed):
         cdef char **c_argv = NULL
         cdef char **c_env = NULL
         cdef const char *data = config
@@ -81,7 +81,7 @@ cdef class Keeper:
 
     @property
     def child(self) -> int:
-        """Pid of the exporter that this process started; 0 when there is none or another process started it."""
+        """Pid of the exporter that this process started; 0 for none, or if another process started it."""
         return keeper_child(self.keeper)
 
     @property

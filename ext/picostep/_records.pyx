@@ -1,16 +1,19 @@
 # cython: language_level=3, freethreading_compatible=True
-"""Run, Step and ToolCall: the state machine, the checks of arguments, and the public chainable classes themselves.
+"""Run, Step and ToolCall: the state machine, the checks of arguments, the public chainable classes.
 
-An object is a C struct (times, ids, counts) and an array of references to the texts it was given. `finish()` is the one
-function that ends an object: it stamps the struct, hands it to the ring and lets the texts go. No attribute is a Python
+An object is a C struct (times, ids, counts) and an array of references to the texts it was given. `finish()`
+is the one
+function that ends an object: it stamps the struct, hands it to the ring and lets the texts go. No attribute
+    is a Python
 object that could refer to others, so instances are invisible to the garbage collector.
 """
 cimport cython
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
-from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check, PyLong_CheckExact
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from cpython.unicode cimport PyUnicode_Check, PyUnicode_GET_LENGTH
+from cpython.unicode cimport PyUnicode_Check, PyUnicode_CheckExact, PyUnicode_FromObject, PyUnicode_GET_LENGTH
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -18,11 +21,12 @@ from libc.string cimport memcpy, memset
 from picostep._clock cimport clock_offset, monotonic_ns
 from picostep._ids cimport ID_BYTES, format_id, next_id
 from picostep._ring cimport (
-    CONVERSATIONAL, COST_FLOAT, FEEDBACK_SCORE, FEEDBACK_TEXT, IS_CONVERSATIONAL, KIND_FEEDBACK, KIND_RUN, KIND_STEP,
-    KIND_TOOL_CALL, MAX_TEXTS, OWN_ID, OWN_UUID, RUN_ID, RUN_INPUT, RUN_METADATA, RUN_OUTPUT, RUN_PROMPT, RUN_RESPONSE,
-    RUN_SESSION, RUN_SYSTEM, RUN_UUID, START_GIVEN, STATUS_MESSAGE, STEP_COST, STEP_FINISH, STEP_PROMPT, STEP_REQUESTED,
-    STEP_RESPONSE, STEP_TOOLS, STEP_USED, TOKENS_CACHED, TOKENS_COMPLETION, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME,
-    TOOL_RESULT, Record, Ring, append, host, ps_mutex,
+    CONVERSATIONAL, COST_FLOAT, FEEDBACK_SCORE, FEEDBACK_TEXT, IS_CONVERSATIONAL, KIND_FEEDBACK, KIND_RUN,
+    KIND_STEP, KIND_TOOL_CALL, MAX_TEXTS, OWN_ID, OWN_UUID, RUN_ID, RUN_INPUT, RUN_METADATA, RUN_OUTPUT,
+    RUN_PROMPT, RUN_RESPONSE, RUN_SESSION, RUN_SYSTEM, RUN_UUID, START_GIVEN, STATUS_MESSAGE, STEP_COST,
+    STEP_FINISH, STEP_PROMPT, STEP_REQUESTED, STEP_RESPONSE, STEP_TOOLS, STEP_USED, TOKENS_CACHED,
+    TOKENS_COMPLETION, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME, TOOL_RESULT, Record, Ring, append, host,
+    ps_mutex,
 )
 
 from picostep.errors import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError
@@ -42,6 +46,7 @@ cdef enum State:
 
 cdef enum:
     MAX_FEEDBACK = 2000
+    MAX_COST_TEXT = 1000    # short enough to stay whole in any record
     # Slots that outlive end(), for the properties.
     KEPT = 1 << RUN_ID | 1 << OWN_ID | 1 << STEP_COST
 
@@ -50,7 +55,7 @@ cdef struct Draft:
     PyObject *text[MAX_TEXTS]       # owned; NULL where record.present has no bit
 
 
-# ---- what the recorder tells this module ---------------------------------------------------------------------------
+# ---- what the recorder tells this module -------------------------------------------------------------------
 
 cdef object recorder = None         # opens rings and destinations: picostep.recorder, bound at import
 cdef int default_destination = -1   # -1: not resolved yet
@@ -65,7 +70,7 @@ def bind(module) -> None:
 
 
 def use(int destination, bint is_disabled, bint raises) -> None:
-    """Sets the default destination (-1: resolve at first use), whether anything is recorded, and what misuse does."""
+    """Sets the default destination (-1: resolve at first use), if it is disabled, what misuse does."""
     global default_destination, disabled, raising
     default_destination, disabled, raising = destination, is_disabled, raises
 
@@ -88,10 +93,10 @@ cdef int destination_of(object api_key, object tcc_url, str where) except -1:
     return recorder.destination(api_key or None, tcc_url or None, None)
 
 
-# ---- misuse --------------------------------------------------------------------------------------------------------
+# ---- misuse ------------------------------------------------------------------------------------------------
 
 cdef int fail(object kind, str message) except -1:
-    """Raises, or in the mode "log" counts and logs; the caller then goes on as if the call had not been made."""
+    """Raises, or in the mode "log" counts and logs; the caller then goes on as if there had been no call."""
     if raising:
         raise kind(message)
     recorder.misused(kind.__name__, message)
@@ -110,13 +115,19 @@ cdef int wrong_type(str where, str argument, str wanted, object value) except -1
     return fail(ArgumentTypeError, f"{where}(): {argument} must be {wanted}, not {shown(value)}")
 
 
-cdef int not_open(Draft *draft, int state, str where) except -1:
+cdef int not_open(int state, str where) except -1:
     if state == NEW:
         return fail(EndedError, f"{where}(): this object was not made by picostep")
     return fail(EndedError, f"{where}(): already ended; an ended object cannot be modified or ended again")
 
 
-# ---- setters on a draft: each returns 1 when it was done, 0 when misuse was logged ------------------------------------
+cdef int missing(str where, str field) except -1:
+    return fail(
+        MissingFieldError,
+        f"{where}(): {field} is required; call .{field}(...) before .end(), or use .error()")
+
+
+# ---- setters on a draft: each returns 1 when it was done, 0 when misuse was logged -------------------------
 
 cdef inline void put(Draft *draft, int slot, object text, bint json) noexcept:
     cdef PyObject *old = draft.text[slot]
@@ -144,12 +155,22 @@ cdef inline void drop_all(Draft *draft, uint32_t keep) noexcept:
             drop(draft, slot)
 
 
+cdef inline object exact(object text):
+    """The text itself, or a copy of one of a subclass: that could hold references to anything."""
+    text_ready(text)
+    return text if PyUnicode_CheckExact(text) else PyUnicode_FromObject(text)
+
+
 cdef inline int set_text(Draft *draft, int slot, object value, str where, str argument) except -1:
     if PyUnicode_Check(value):
-        text_ready(value)
-        put(draft, slot, value, False)
+        put(draft, slot, exact(value), False)
         return 1
     return wrong_type(where, argument, "str", value)
+
+
+cdef inline int optional_text(object value, str where, str argument) except -1:
+    """The check of set_optional() alone, for calls that set all of their texts or none."""
+    return 1 if value is None or PyUnicode_Check(value) else wrong_type(where, argument, "str", value)
 
 
 cdef inline int set_optional(Draft *draft, int slot, object value, str where, str argument) except -1:
@@ -170,27 +191,58 @@ cdef str snapshot(object value, str where, str argument, bint strict):
         return json.dumps(value, allow_nan=not strict)
     except TypeError as error:
         fail(ArgumentTypeError, f"{where}(): {argument} has no JSON form: {error}")
-    except (ValueError, RecursionError) as error:
+    except Exception as error:  # too deep, a cycle, NaN; or whatever the methods of a dict's subclass raise
         fail(ArgumentError, f"{where}(): {argument} has no JSON form: {error}")
     return None
 
 
 cdef inline int set_body(Draft *draft, int slot, object value, str where, str argument) except -1:
     """A text, or provider messages as list or dict."""
+    cdef bint json = False
     if PyUnicode_Check(value):
-        text_ready(value)
-        put(draft, slot, value, False)
+        put(draft, slot, exact(value), False)
         return 1
-    return set_json_body(draft, slot, value, where, argument)
-
-
-cdef int set_json_body(Draft *draft, int slot, object value, str where, str argument) except -1:
-    if not isinstance(value, (list, dict)):
-        return wrong_type(where, argument, "str, list or dict", value)
-    text = snapshot(value, where, argument, True)
-    if text is None:
+    value = body(value, &json, where, argument)
+    if value is None:
         return 0
-    put(draft, slot, text, True)
+    put(draft, slot, value, json)
+    return 1
+
+
+cdef object body(object value, bint *json, str where, str argument):
+    """The text to keep of a text, list or dict, and whether that is JSON; None when misuse was logged."""
+    json[0] = False
+    if PyUnicode_Check(value):
+        return exact(value)
+    if not isinstance(value, (list, dict)):
+        wrong_type(where, argument, "str, list or dict", value)
+        return None
+    json[0] = True
+    return snapshot(value, where, argument, True)
+
+
+cdef int set_bodies(Draft *draft, int slot, object value, int slot_2, object value_2, int slot_3,
+                    object value_3, str where, str argument, str argument_2, str argument_3) except -1:
+    """A body and up to two that belong to it: all or none. One that is None is taken back."""
+    cdef bint json = False, json_2 = False, json_3 = False
+    value = body(value, &json, where, argument)
+    if value is None:
+        return 0
+    if value_2 is not None:
+        value_2 = body(value_2, &json_2, where, argument_2)
+        if value_2 is None:
+            return 0
+    if value_3 is not None:
+        value_3 = body(value_3, &json_3, where, argument_3)
+        if value_3 is None:
+            return 0
+    put(draft, slot, value, json)
+    drop(draft, slot_2)
+    drop(draft, slot_3)
+    if value_2 is not None:
+        put(draft, slot_2, value_2, json_2)
+    if value_3 is not None:
+        put(draft, slot_3, value_3, json_3)
     return 1
 
 
@@ -216,18 +268,30 @@ cdef inline int as_count(object value, int64_t *out, str where, str argument) ex
     return as_odd_count(value, out, 0, where, argument)
 
 
+cdef object as_index(object value):
+    """The int that a value stands for, or None: bools are none, nor is anything that has only __int__."""
+    if isinstance(value, bool) or not PyIndex_Check(value):
+        return None
+    try:
+        return PyNumber_Index(value)
+    except Exception:       # its __index__ is broken
+        return None
+
+
 cdef int as_odd_count(object value, int64_t *out, int64_t low, str where, str argument) except -1:
     """Ints of other types, and what is wrong with the rest."""
-    if isinstance(value, (bool, float)) or not hasattr(type(value), "__index__"):
+    number = as_index(value)
+    if number is None:
         return wrong_type(where, argument, "int", value)
-    number = value.__index__()
     if not low <= number <= MAX_COUNT:
-        return fail(ArgumentError, f"{where}(): {argument} must be {'≥ 0 and ≤ ' if low == 0 else 'within ±'}2**53, not {shown(number)}")
+        span = "≥ 0 and ≤ " if low == 0 else "within ±"
+        return fail(ArgumentError, f"{where}(): {argument} must be {span}2**53, not {shown(number)}")
     out[0] = number
     return 1
 
 
-cdef inline int set_tokens(Draft *draft, object uncached, object cached, object completion, str where) except -1:
+cdef inline int set_tokens(Draft *draft, object uncached, object cached, object completion,
+                           str where) except -1:
     """All or none: a wrong count leaves the others as they were."""
     cdef int64_t n[3]
     cdef uint8_t has = 0
@@ -271,14 +335,19 @@ cdef int set_odd_cost(Draft *draft, object value, str where, str argument) excep
         return 1
     if isinstance(value, (float, Decimal)):
         number = value
-    elif isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        return wrong_type(where, argument, "int, float or Decimal", value)
     else:
-        number = value.__index__()
+        number = as_index(value)
+        if number is None:
+            return wrong_type(where, argument, "int, float or Decimal", value)
     # Comparing a NaN Decimal raises, so finiteness comes first; a float in here is infinite, NaN or negative.
     if isinstance(number, Decimal) and not number.is_finite() or not 0 <= number < 10**300:
-        return fail(ArgumentError, f"{where}(): {argument} must be finite, ≥ 0 and < 1e300, not {value!s:.40}")
-    put(draft, STEP_COST, str(number), False)
+        given = f"{number:.6g}" if isinstance(number, (float, Decimal)) else shown(number)
+        return fail(ArgumentError, f"{where}(): {argument} must be finite, ≥ 0 and < 1e300, not {given}")
+    text = str(number)
+    if len(text) > MAX_COST_TEXT:
+        limit = MAX_COST_TEXT
+        return fail(ArgumentError, f"{where}(): {argument} has {len(text)} digits; the most is {limit}")
+    put(draft, STEP_COST, exact(text), False)
     draft.record.flags &= <uint16_t>~COST_FLOAT
     return 1
 
@@ -319,7 +388,7 @@ cdef int set_metadata(Draft *draft, object data, dict more, str where) except -1
     return 1
 
 
-# ---- begin and end -------------------------------------------------------------------------------------------------
+# ---- begin and end -----------------------------------------------------------------------------------------
 
 cdef int new_id(uint8_t *to) except -1:
     cdef int err
@@ -427,7 +496,7 @@ cdef tuple STATUS_OF = ("status", "Step.status", "Run.status", "ToolCall.status"
 cdef tuple ERROR_OF = ("error", "Step.error", "Run.error", "ToolCall.error")
 
 
-# ---- the public classes ----------------------------------------------------------------------------------------------
+# ---- the public classes ------------------------------------------------------------------------------------
 
 @cython.freelist(64)
 cdef class _Handle:
@@ -467,7 +536,7 @@ cdef class _Handle:
         if self.state == OPEN:
             set_status(&self.draft, code, message, where)
         else:
-            not_open(&self.draft, self.state, where)
+            not_open(self.state, where)
         return self
 
     @cython.critical_section
@@ -475,7 +544,8 @@ cdef class _Handle:
         """Ends the object as failed (status code 2) and hands it over; nothing but itself is required.
 
         Args:
-            status_message: what went wrong; "" keeps a message that status() set. Secrets in it are redacted on the way out.
+            status_message: what went wrong; "" keeps a message that status() set. Secrets in it are redacted
+                on the way out.
             end_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
 
         Raises:
@@ -484,16 +554,17 @@ cdef class _Handle:
         """
         cdef str where = <str>ERROR_OF[self.draft.record.kind]
         if self.state != OPEN:
-            not_open(&self.draft, self.state, where)
+            not_open(self.state, where)
             return
         if not PyUnicode_Check(status_message):
             wrong_type(where, "status_message", "str", status_message)
             status_message = ""
         stamp(&self.draft, end_time, where)
-        if status_message:
-            set_text(&self.draft, STATUS_MESSAGE, status_message, where, "status_message")
-        self.draft.record.status_code = 2
-        finish(self)
+        if self.state == OPEN:
+            if status_message:
+                set_text(&self.draft, STATUS_MESSAGE, status_message, where, "status_message")
+            self.draft.record.status_code = 2
+        finish(self, where)
 
     def __enter__(self):
         return self
@@ -525,11 +596,20 @@ cdef str id_text(Draft *draft, int slot, int flag, uint8_t *uuid):
     return <str><object>draft.text[slot] if draft.text[slot] != NULL else ""
 
 
-cdef int finish(_Handle self) except -1:
+cdef int finish(_Handle self, str where) except -1:
     """The one way from OPEN to ENDED: hands the stamped record over and lets the texts go."""
+    if self.state != OPEN:      # another thread ended it while stamp() read a given time
+        return not_open(self.state, where)
     self.state = ENDED
     hand_over(&self.draft, self.destination)
     drop_all(&self.draft, KEPT)
+    return 0
+
+
+cdef inline int check_made(_Handle parent, str where) except -1:
+    """Raises, in every mode: without a factory there is no run that a child could belong to."""
+    if parent.state == NEW:
+        raise EndedError(f"{where}(): this object was not made by picostep")
     return 0
 
 
@@ -549,14 +629,17 @@ cdef inline ToolCall new_tool_call(int destination):
 
 cdef Step step_of(_Handle parent, object step_id, object start_time, str where):
     cdef Step made = new_step(parent.destination)
+    check_made(parent, where)
     inherit_run(&made.draft, &parent.draft)
     set_own_id(&made.draft, step_id, where, "step_id")
     begin(&made.draft, KIND_STEP, start_time, where)
     return made
 
 
-cdef ToolCall tool_call_of(_Handle parent, object tool_name, object tool_call_id, object start_time, str where):
+cdef ToolCall tool_call_of(_Handle parent, object tool_name, object tool_call_id, object start_time,
+                           str where):
     cdef ToolCall made = new_tool_call(parent.destination)
+    check_made(parent, where)
     inherit_run(&made.draft, &parent.draft)
     set_own_id(&made.draft, tool_call_id, where, "tool_call_id")
     set_optional(&made.draft, TOOL_NAME, tool_name, where, "tool_name")
@@ -589,38 +672,35 @@ cdef class Run(_Handle):
     @cython.critical_section
     def prompt(self, user_prompt, system_prompt=None, full_input=None):
         """Sets what the user asked; replaces all three parts. Texts, or lists/dicts of provider messages."""
-        cdef Draft *draft = &self.draft
         if self.state != OPEN:
-            not_open(draft, self.state, "Run.prompt")
-        elif set_body(draft, RUN_PROMPT, user_prompt, "Run.prompt", "user_prompt"):
-            drop(draft, RUN_SYSTEM)
-            drop(draft, RUN_INPUT)
-            if system_prompt is not None:
-                set_body(draft, RUN_SYSTEM, system_prompt, "Run.prompt", "system_prompt")
-            if full_input is not None:
-                set_body(draft, RUN_INPUT, full_input, "Run.prompt", "full_input")
+            not_open(self.state, "Run.prompt")
+        else:
+            set_bodies(&self.draft, RUN_PROMPT, user_prompt, RUN_SYSTEM, system_prompt, RUN_INPUT, full_input,
+                       "Run.prompt", "user_prompt", "system_prompt", "full_input")
         return self
 
     @cython.critical_section
     def response(self, text, full_output=None):
-        """Sets what the agent answered. Texts, or lists/dicts of provider messages."""
+        """Sets what the agent answered; replaces both parts. Texts, or lists/dicts of provider messages."""
         if self.state != OPEN:
-            not_open(&self.draft, self.state, "Run.response")
-        elif set_body(&self.draft, RUN_RESPONSE, text, "Run.response", "text") and full_output is not None:
-            set_body(&self.draft, RUN_OUTPUT, full_output, "Run.response", "full_output")
+            not_open(self.state, "Run.response")
+        else:
+            set_bodies(&self.draft, RUN_RESPONSE, text, RUN_OUTPUT, full_output, RUN_OUTPUT, None,
+                       "Run.response", "text", "full_output", "")
         return self
 
     @cython.critical_section
     def metadata(self, data=None, **kwargs):
-        """Merges keys into the run's metadata, snapshotted now. Keys are str; values are str or any JSON value."""
+        """Merges keys into the run's metadata, snapshotted now. Keys: str; values: str or any JSON value."""
         if self.state != OPEN:
-            not_open(&self.draft, self.state, "Run.metadata")
+            not_open(self.state, "Run.metadata")
         else:
             set_metadata(&self.draft, data, kwargs, "Run.metadata")
         return self
 
     def feedback(self, score=None, text=None) -> bool:
         """Records the user's feedback on this run; as picostep.submit_feedback()."""
+        check_made(self, "Run.feedback")
         return record_feedback(self.run_id, score, text, self.destination, "Run.feedback")
 
     @cython.critical_section
@@ -635,17 +715,17 @@ cdef class Run(_Handle):
             EndedError: a second end.
         """
         if self.state != OPEN:
-            not_open(&self.draft, self.state, "Run.end")
+            not_open(self.state, "Run.end")
         elif not self.draft.record.present & 1 << RUN_PROMPT:
-            fail(MissingFieldError, "Run.end(): prompt is required; call .prompt(...) before .end(), or use .error()")
+            missing("Run.end", "prompt")
         else:
             stamp(&self.draft, end_time, "Run.end")
-            finish(self)
+            finish(self, "Run.end")
 
 
 @cython.final
 cdef class Step(_Handle):
-    """One request to a model and its response. Made by picostep.step() or Run.step(); usable as a context manager.
+    """One request to a model and its response. Made by picostep.step() or Run.step(); also a context manager.
 
     Thread-safety: methods may be called from any thread; each call is atomic.
     """
@@ -659,7 +739,10 @@ cdef class Step(_Handle):
     @property
     @cython.critical_section
     def total_cost(self):
-        """Cost in US dollars as decimal.Decimal, or None when it is not known. A float counts as the shortest decimal that it prints as."""
+        """Cost in US dollars as decimal.Decimal, or None when it is not known.
+
+        A float counts as the shortest decimal that it prints as.
+        """
         from decimal import Decimal
         if self.draft.record.flags & COST_FLOAT:
             return Decimal(repr(self.draft.record.cost))
@@ -673,7 +756,7 @@ cdef class Step(_Handle):
         if self.state == OPEN:
             set_body(&self.draft, STEP_PROMPT, text, "Step.prompt", "text")
         else:
-            not_open(&self.draft, self.state, "Step.prompt")
+            not_open(self.state, "Step.prompt")
         return self
 
     @cython.critical_section
@@ -682,7 +765,7 @@ cdef class Step(_Handle):
         if self.state == OPEN:
             set_body(&self.draft, STEP_RESPONSE, text, "Step.response", "text")
         else:
-            not_open(&self.draft, self.state, "Step.response")
+            not_open(self.state, "Step.response")
         return self
 
     @cython.critical_section
@@ -690,8 +773,10 @@ cdef class Step(_Handle):
         """Sets the model that was asked for and the one that answered. None keeps what was set."""
         cdef Draft *draft = &self.draft
         if self.state != OPEN:
-            not_open(draft, self.state, "Step.model")
-        elif set_optional(draft, STEP_REQUESTED, requested, "Step.model", "requested"):
+            not_open(self.state, "Step.model")
+        elif (optional_text(requested, "Step.model", "requested")
+                and optional_text(used, "Step.model", "used")):
+            set_optional(draft, STEP_REQUESTED, requested, "Step.model", "requested")
             set_optional(draft, STEP_USED, used, "Step.model", "used")
         return self
 
@@ -699,19 +784,20 @@ cdef class Step(_Handle):
     def tokens(self, prompt_uncached=None, prompt_cached=None, completion=None):
         """Sets token counts: ints from 0 to 2**53. None keeps what was set.
 
-        The three are disjoint: cached prompt tokens are not part of the uncached. usage() reads them from a provider's answer.
+        The three are disjoint: cached prompt tokens are not part of the uncached. usage() reads them from a
+            provider's answer.
         """
         if self.state == OPEN:
             set_tokens(&self.draft, prompt_uncached, prompt_cached, completion, "Step.tokens")
         else:
-            not_open(&self.draft, self.state, "Step.tokens")
+            not_open(self.state, "Step.tokens")
         return self
 
     @cython.critical_section
     def usage(self, usage):
-        """Sets the token counts from a provider's usage object or dict; see picostep.usage for the shapes it reads."""
+        """Sets the token counts from a provider's usage object or dict; see picostep.usage."""
         if self.state != OPEN:
-            not_open(&self.draft, self.state, "Step.usage")
+            not_open(self.state, "Step.usage")
             return self
         try:
             uncached, cached, completion = recorder.disjoint(usage)
@@ -723,18 +809,21 @@ cdef class Step(_Handle):
 
     @cython.critical_section
     def cost(self, real_total):
-        """Sets the cost in US dollars: int, float or Decimal, finite and ≥ 0. It goes out as given. None takes it back."""
+        """Sets the cost in US dollars: int, float or Decimal, finite and ≥ 0. It goes out as given.
+
+        None takes it back.
+        """
         if self.state == OPEN:
             set_cost(&self.draft, real_total, "Step.cost", "real_total")
         else:
-            not_open(&self.draft, self.state, "Step.cost")
+            not_open(self.state, "Step.cost")
         return self
 
     @cython.critical_section
     def finish_reason(self, reason):
         """Sets why the model stopped. None takes it back, as a provider's object may hold one."""
         if self.state != OPEN:
-            not_open(&self.draft, self.state, "Step.finish_reason")
+            not_open(self.state, "Step.finish_reason")
         elif reason is None:
             drop(&self.draft, STEP_FINISH)
         else:
@@ -747,14 +836,14 @@ cdef class Step(_Handle):
         if self.state == OPEN:
             set_body(&self.draft, STEP_TOOLS, definitions, "Step.tool_definitions", "definitions")
         else:
-            not_open(&self.draft, self.state, "Step.tool_definitions")
+            not_open(self.state, "Step.tool_definitions")
         return self
 
     @cython.critical_section
     def first_token(self):
         """Marks the arrival of the first streamed token; only the first call counts."""
         if self.state != OPEN:
-            not_open(&self.draft, self.state, "Step.first_token")
+            not_open(self.state, "Step.first_token")
         elif not self.draft.record.first_token_ns:
             self.draft.record.first_token_ns = monotonic_ns()
         return self
@@ -777,19 +866,19 @@ cdef class Step(_Handle):
         """
         cdef uint16_t present = self.draft.record.present
         if self.state != OPEN:
-            not_open(&self.draft, self.state, "Step.end")
+            not_open(self.state, "Step.end")
         elif not present & 1 << STEP_PROMPT:
-            fail(MissingFieldError, "Step.end(): prompt is required; call .prompt(...) before .end(), or use .error()")
+            missing("Step.end", "prompt")
         elif not present & 1 << STEP_RESPONSE:
-            fail(MissingFieldError, "Step.end(): response is required; call .response(...) before .end(), or use .error()")
+            missing("Step.end", "response")
         else:
             stamp(&self.draft, end_time, "Step.end")
-            finish(self)
+            finish(self, "Step.end")
 
 
 @cython.final
 cdef class ToolCall(_Handle):
-    """One call of a tool. Made by picostep.tool_call(), Run.tool_call() or Step.tool_call(); usable as a context manager.
+    """One call of a tool. Made by picostep.tool_call(), Run.tool_call(), Step.tool_call(); with-able.
 
     Thread-safety: methods may be called from any thread; each call is atomic.
     """
@@ -806,7 +895,7 @@ cdef class ToolCall(_Handle):
         if self.state == OPEN:
             set_text(&self.draft, TOOL_NAME, tool_name, "ToolCall.name", "tool_name")
         else:
-            not_open(&self.draft, self.state, "ToolCall.name")
+            not_open(self.state, "ToolCall.name")
         return self
 
     @cython.critical_section
@@ -815,7 +904,7 @@ cdef class ToolCall(_Handle):
         if self.state == OPEN:
             set_tool_value(&self.draft, TOOL_ARGS, value, "ToolCall.args", "value")
         else:
-            not_open(&self.draft, self.state, "ToolCall.args")
+            not_open(self.state, "ToolCall.args")
         return self
 
     @cython.critical_section
@@ -824,7 +913,7 @@ cdef class ToolCall(_Handle):
         if self.state == OPEN:
             set_tool_value(&self.draft, TOOL_RESULT, value, "ToolCall.result", "value")
         else:
-            not_open(&self.draft, self.state, "ToolCall.result")
+            not_open(self.state, "ToolCall.result")
         return self
 
     @cython.critical_section
@@ -839,17 +928,18 @@ cdef class ToolCall(_Handle):
             EndedError: a second end.
         """
         if self.state != OPEN:
-            not_open(&self.draft, self.state, "ToolCall.end")
+            not_open(self.state, "ToolCall.end")
         elif not self.draft.record.present & 1 << TOOL_NAME:
-            fail(MissingFieldError, "ToolCall.end(): name is required; call .name(...) before .end(), or use .error()")
+            missing("ToolCall.end", "name")
         else:
             stamp(&self.draft, end_time, "ToolCall.end")
-            finish(self)
+            finish(self, "ToolCall.end")
 
 
-# ---- factories -------------------------------------------------------------------------------------------------------
+# ---- factories ---------------------------------------------------------------------------------------------
 
-def run(run_id=None, session_id=None, conversational=None, api_key=None, tcc_url=None, *, start_time=None) -> Run:
+def run(run_id=None, session_id=None, conversational=None, api_key=None, tcc_url=None, *,
+        start_time=None) -> Run:
     """Begins a run.
 
     Args:
@@ -906,7 +996,8 @@ def step(run_id, step_id=None, api_key=None, tcc_url=None, *, start_time=None) -
     return made
 
 
-def tool_call(run_id, tool_call_id=None, tool_name=None, api_key=None, tcc_url=None, *, start_time=None) -> ToolCall:
+def tool_call(run_id, tool_call_id=None, tool_name=None, api_key=None, tcc_url=None, *,
+              start_time=None) -> ToolCall:
     """Begins a tool call of the run with this id.
 
     Args:
@@ -927,18 +1018,20 @@ def tool_call(run_id, tool_call_id=None, tool_name=None, api_key=None, tcc_url=N
     return made
 
 
-# ---- one call for everything at hand -----------------------------------------------------------------------------------
+# ---- one call for everything at hand -----------------------------------------------------------------------
 
-cdef int conclude(Draft *draft, object status_code, object status_message, object end_time, int destination, str where) except -1:
+cdef int conclude(Draft *draft, object status_code, object status_message, object end_time, int destination,
+                  str where) except -1:
     set_status(draft, status_code, status_message, where)
     stamp(draft, end_time, where)
     hand_over(draft, destination)
     return 0
 
 
-def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, model_used=None, prompt_uncached=None,
-              prompt_cached=None, completion=None, cost=None, finish_reason=None, tool_definitions=None, status_code=0,
-              status_message=None, start_time=None, end_time=None, api_key=None, tcc_url=None) -> str:
+def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, model_used=None,
+              prompt_uncached=None, prompt_cached=None, completion=None, cost=None, finish_reason=None,
+              tool_definitions=None, status_code=0, status_message=None, start_time=None, end_time=None,
+              api_key=None, tcc_url=None) -> str:
     """Records a whole step in one call: the fastest way. Arguments as in step() and the methods of Step.
 
     Returns:
@@ -967,9 +1060,11 @@ def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, m
         drop_all(&draft, 0)
 
 
-def send_tool_call(run_id, *, name, tool_call_id=None, args=None, result=None, status_code=0, status_message=None,
-                   start_time=None, end_time=None, api_key=None, tcc_url=None) -> str:
-    """Records a whole tool call in one call. Arguments as in tool_call() and the methods of ToolCall; None is not given.
+def send_tool_call(run_id, *, name, tool_call_id=None, args=None, result=None, status_code=0,
+                   status_message=None, start_time=None, end_time=None, api_key=None, tcc_url=None) -> str:
+    """Records a whole tool call in one call. Arguments as in tool_call() and the methods of ToolCall.
+
+    None is not given.
 
     Returns:
         The tool call's id.
@@ -992,9 +1087,10 @@ def send_tool_call(run_id, *, name, tool_call_id=None, args=None, result=None, s
         drop_all(&draft, 0)
 
 
-def send_run(*, prompt, response=None, steps=(), tool_calls=(), run_id=None, session_id=None, conversational=None,
-             system_prompt=None, full_input=None, full_output=None, metadata=None, status_code=0, status_message=None,
-             start_time=None, end_time=None, api_key=None, tcc_url=None) -> str:
+def send_run(*, prompt, response=None, steps=(), tool_calls=(), run_id=None, session_id=None,
+             conversational=None, system_prompt=None, full_input=None, full_output=None, metadata=None,
+             status_code=0, status_message=None, start_time=None, end_time=None, api_key=None,
+             tcc_url=None) -> str:
     """Records a whole run in one call, with its steps and tool calls.
 
     Args:
@@ -1028,14 +1124,24 @@ def send_run(*, prompt, response=None, steps=(), tool_calls=(), run_id=None, ses
         if metadata is not None:
             set_metadata(&draft, metadata, {}, "send_run")
         made_id = id_text(&draft, RUN_ID, RUN_UUID, draft.record.run_uuid)
-        for step in steps:
-            send_step(made_id, **step, api_key=api_key, tcc_url=tcc_url)
-        for call in tool_calls:
-            send_tool_call(made_id, **call, api_key=api_key, tcc_url=tcc_url)
+        send_all(send_step, made_id, steps, "steps", api_key, tcc_url)
+        send_all(send_tool_call, made_id, tool_calls, "tool_calls", api_key, tcc_url)
         conclude(&draft, status_code, status_message, end_time, destination, "send_run")
         return made_id
     finally:
         drop_all(&draft, 0)
+
+
+cdef int send_all(object send, str run_id, object many, str argument, object api_key,
+                  object tcc_url) except -1:
+    try:
+        for one in many:
+            send(run_id, **one, api_key=api_key, tcc_url=tcc_url)
+    except ArgumentTypeError:
+        raise
+    except TypeError as error:  # not a mapping, or not the keywords that are asked for
+        fail(ArgumentTypeError, f"send_run(): {argument}: {error}")
+    return 0
 
 
 def submit_feedback(run_id, score=None, text=None, api_key=None, tcc_url=None) -> bool:
@@ -1056,9 +1162,8 @@ def submit_feedback(run_id, score=None, text=None, api_key=None, tcc_url=None) -
         ConfigError: at first use, a setting is not valid.
     """
     cdef int destination
-    if (tcc_url is None or tcc_url == "") or not isinstance(tcc_url, str):
-        if tcc_url:
-            wrong_type("submit_feedback", "tcc_url", "str", tcc_url)
+    if not isinstance(tcc_url, str) or not tcc_url:
+        optional_text(tcc_url, "submit_feedback", "tcc_url")
         destination = destination_of(api_key, None, "submit_feedback")
     else:
         if api_key is not None and not isinstance(api_key, str):
@@ -1079,13 +1184,16 @@ cdef bint record_feedback(object run_id, object score, object text, int destinat
             if not isinstance(score, str):
                 return wrong_type(where, "score", "str", score)
             if score != "thumbs_up" and score != "thumbs_down":
-                return fail(ArgumentError, f"{where}(): score must be 'thumbs_up' or 'thumbs_down', not {score[:40]!r}")
+                return fail(
+                    ArgumentError,
+                    f"{where}(): score must be 'thumbs_up' or 'thumbs_down', not {score[:40]!r}")
             set_text(&draft, FEEDBACK_SCORE, score, where, "score")
         if text:
             if not set_text(&draft, FEEDBACK_TEXT, text, where, "text"):
                 return False
             if len(text) > MAX_FEEDBACK:
-                return fail(ArgumentError, f"{where}(): text has {len(text)} characters; the most is {MAX_FEEDBACK}")
+                limit = MAX_FEEDBACK
+                return fail(ArgumentError, f"{where}(): text has {len(text)} characters; the most is {limit}")
         if not set_text(&draft, RUN_ID, run_id, where, "run_id"):
             return False
         new_id(draft.record.own_uuid)

@@ -13,7 +13,7 @@ cdef enum:
     MAX_DESTINATIONS = 64
     MAX_TEXTS = 12
 
-# ---- the file: one page of header, then `limit` bytes of frames ----------------------------------------------------
+# ---- the file: one page of header, then `limit` bytes of frames --------------------------------------------
 
 cdef struct Header:
     # Written once.
@@ -46,14 +46,15 @@ cdef struct Header:
     char last_error[64]     # ASCII, NUL-terminated
 
 cdef struct Frame:
-    uint64_t commit         # nonce + position: written last, makes the frame visible; ~(nonce + position): go on at offset 0
+    # nonce + position: written last, makes the frame visible; ~(nonce + position): go on at offset 0
+    uint64_t commit
     uint32_t size           # whole frame, a multiple of 8
     uint8_t kind            # KIND_*
     uint8_t texts           # number of Text entries after the record
     uint16_t flags          # FRAME_*
     uint64_t seq            # 0, 1, 2 … in this ring
 
-cdef struct Text:           # one entry a text; the texts themselves follow all entries, each padded to 8 bytes
+cdef struct Text:           # one for each; the texts themselves follow all entries, each padded to 8 bytes
     uint8_t slot
     uint8_t width           # bytes per character, as CPython holds it: 1, 2 or 4
     uint8_t json            # 1: it is the JSON of a dict or list
@@ -132,7 +133,7 @@ cdef enum:
     FEEDBACK_SCORE = 2
     FEEDBACK_TEXT = 3
 
-# ---- the host's side -----------------------------------------------------------------------------------------------
+# ---- the host's side ---------------------------------------------------------------------------------------
 
 cdef struct Ring:
     Header *header          # NULL in a forked child: this ring is the parent's

@@ -1,9 +1,10 @@
 # cython: language_level=3, freethreading_compatible=True
 """The ring: a bounded file in shared memory that one process appends records to and an exporter drains.
 
-`append()` is the only thing a host does when a step ends. It copies the record and its texts as CPython holds them and
-publishes them by one store (`Frame.commit`). The kernel keeps the pages when the process is killed. The exporter reads the
-file with pread(), so a file that was damaged or truncated can give it wrong bytes but no fault, and checks every length.
+`append()` is the only thing a host does when a step ends. It copies the record and its texts as CPython holds
+them and publishes them by one store (`Frame.commit`). The kernel keeps the pages when the process is killed.
+The exporter reads the file with pread(), so a file that was damaged or truncated can give it wrong bytes but
+no fault, and checks every length.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -52,7 +53,8 @@ cdef extern from "Python.h":
 cdef enum:
     HEADER_SIZE = 4096
     FIRST_RESERVE = 256 * 1024      # space made on the caller's thread: 54 µs here, against 5 ms for 16 MiB
-    NEXT_RESERVE = 256 * 1024       # at a time in the background: whoever maps memory meanwhile waits for one of these
+    # At a time in the background: whoever maps memory meanwhile waits for one of these.
+    NEXT_RESERVE = 256 * 1024
     MIN_CAPACITY = 64 * 1024
     MAX_CAPACITY = 1024 * 1024 * 1024
     READ_CHUNK = 256 * 1024
@@ -77,7 +79,7 @@ BODIES[KIND_TOOL_CALL] = 1 << TOOL_ARGS | 1 << TOOL_RESULT
 BODIES[KIND_FEEDBACK] = 0
 
 
-# ---- append: the host's hot path -----------------------------------------------------------------------------------
+# ---- append: the host's hot path ---------------------------------------------------------------------------
 
 cdef inline uint64_t padded(uint64_t n) noexcept nogil:
     return (n + 7) & ~<uint64_t>7
@@ -101,7 +103,9 @@ cdef inline uint64_t measure(PyObject **texts, uint32_t present, uint64_t cap, i
 
 
 cdef uint64_t fair_cap(PyObject **texts, uint32_t present, uint64_t room) noexcept nogil:
-    """The largest cap, near enough, under which the frame fits into room: small texts stay whole, the large share the rest."""
+    """The largest cap, near enough, under which the frame fits into room.
+
+    Small texts stay whole, the large share the rest."""
     cdef uint64_t low = 0, high = room, middle
     cdef int count
     while low + 64 < high:
@@ -116,7 +120,8 @@ cdef uint64_t fair_cap(PyObject **texts, uint32_t present, uint64_t room) noexce
 cdef bint grow(Ring *ring, uint64_t end) noexcept nogil:
     """Makes sure that the first `end` bytes of data have their space; False when the file system has no more.
 
-    Only the first records of a process can overtake the thread that reserves: their caller then reserves what it needs."""
+    Only the first records of a process can overtake the thread that reserves: their caller then reserves what
+    it needs."""
     cdef uint64_t ready = load(&ring.header.ready)
     if end <= ready:
         return True
@@ -134,8 +139,9 @@ cdef bint grow(Ring *ring, uint64_t end) noexcept nogil:
 
 cdef inline uint64_t fitted(Ring *ring, PyObject **texts, uint32_t present, uint64_t *cap, int *count,
                             uint16_t *flags) noexcept nogil:
-    """Size of the frame, its texts cut where it would be more than a quarter of the ring. Its space is there if
-    it ends before the end of the data."""
+    """Size of the frame, its texts cut where it would be more than a quarter of the ring.
+
+    Its space is there if it ends before the end of the data."""
     cdef uint64_t size
     while True:
         cap[0] = ~<uint64_t>0
@@ -152,8 +158,9 @@ cdef inline uint64_t fitted(Ring *ring, PyObject **texts, uint32_t present, uint
 
 
 cdef inline bint room_for(Ring *ring, uint64_t size, bint whole) noexcept nogil:
-    """Whether a frame fits when the ring may be filled to three quarters, or whole; moves to offset 0 when the
-    rest of the data is too short."""
+    """Whether a frame fits when the ring may be filled to three quarters, or whole.
+
+    Moves to offset 0 when the rest of the data is too short."""
     cdef uint64_t rest = ring.limit - ring.offset, total = size
     cdef uint64_t part = ring.limit if whole else ring.limit - ring.limit // 4
     if size > rest:
@@ -234,7 +241,8 @@ cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept:
         header.shed += flags & FRAME_SHED != 0
         header.shortened += flags & FRAME_SHORTENED != 0
     ring.seq += 1
-    store(&header.accepted, ring.seq)       # before the commit: an exporter never sees more records than were accepted
+    # Before the commit: an exporter never sees more records than were accepted.
+    store(&header.accepted, ring.seq)
     store(&frame.commit, ring.nonce + ring.head)
     ring.head += size
     ring.offset += size
@@ -243,7 +251,7 @@ cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept:
     return 0
 
 
-# ---- fork: the child leaves the parent's rings alone ---------------------------------------------------------------
+# ---- fork: the child leaves the parent's rings alone -------------------------------------------------------
 
 cdef int[MAX_FDS] child_closes      # descriptors whose locks the child must not keep alive
 cdef int child_closes_n = 0
@@ -285,7 +293,7 @@ def unrecorded() -> int:
 
 
 def close_in_child(int fd) -> None:
-    """Registers a descriptor that a forked child closes at once, so that a kernel lock on it stays with this process."""
+    """Has forked children close a descriptor, so that a kernel lock on it stays with this process."""
     global child_closes_n
     if child_closes_n == MAX_FDS:
         raise OSError("too many descriptors registered")
@@ -304,7 +312,7 @@ def keep_in_child(int fd) -> None:
             return
 
 
-# ---- the host's ring as an object ----------------------------------------------------------------------------------
+# ---- the host's ring as an object --------------------------------------------------------------------------
 
 cdef void *reserve_rest(void *arg) noexcept nogil:
     """Background thread: gives the whole ring its space and its pages, so that no caller pays for them."""
@@ -336,7 +344,8 @@ cdef class HostRing:
     """This process's end of a ring.
 
     Args:
-        fd: an empty file, locked by the caller; the ring closes it. -1: private memory that dies with the process.
+        fd: an empty file, locked by the caller; the ring closes it. -1: private memory that dies with the
+            process.
         capacity: bytes of data, 64 KiB to 1 GiB.
 
     Raises:
@@ -405,7 +414,7 @@ cdef class HostRing:
             self.state.threaded = start_thread(&self.state.thread, reserve_rest, self.state) == 0
 
     def close(self) -> None:
-        """Ends this ring: the next record of its destination opens another. The exporter takes what is in it."""
+        """Ends this ring: the next record of its destination opens another. Exporters take what is in it."""
         cdef Ring *ring
         cdef Ring **link = &host.all
         if self.state == NULL or self.state.ring.header == NULL:
@@ -430,7 +439,8 @@ cdef class HostRing:
         unlock(&ring.lock)
 
     def __dealloc__(self):
-        # Rings live as long as the process: their memory is given back by close() or by the end of the process.
+        # Rings live as long as the process: their memory is given back by close() or by the end of the
+        # process.
         if self.state != NULL and self.state.ring.header == NULL:
             PyMem_RawFree(self.state)
 
@@ -471,13 +481,16 @@ cdef dict read_counters(Header *header):
     cdef int tries = 1000
     while True:
         epoch = load(&header.epoch)
-        delivered, encode_error, rejected = load(&header.delivered), load(&header.encode_error), load(&header.rejected)
+        delivered, encode_error = load(&header.delivered), load(&header.encode_error)
+        rejected = load(&header.rejected)
         corrupt, torn = load(&header.corrupt), load(&header.torn)
         accepted, full = load(&header.accepted), load(&header.ring_full)
         tries -= 1
-        # An exporter that was killed here leaves an odd epoch for ever: then the numbers are the best there are.
+        # An exporter that was killed here leaves an odd epoch for ever: then the numbers are the best there
+        # are.
         if (epoch & 1 == 0 and epoch == load(&header.epoch)) or tries == 0:
             break
+    noted = header.last_error[:strnlen(header.last_error, sizeof(header.last_error))]
     return {
         "recorded": accepted + full,
         "accepted": accepted,
@@ -485,13 +498,15 @@ cdef dict read_counters(Header *header):
         "shortened": header.shortened,
         "delivered": delivered,
         "in_ring": max(0, <int64_t>(accepted - delivered - encode_error - rejected - corrupt)),
-        "dropped": {"ring_full": full, "encode_error": encode_error, "rejected": rejected, "corrupt": corrupt},
+        "dropped": {
+            "ring_full": full, "encode_error": encode_error, "rejected": rejected, "corrupt": corrupt,
+        },
         "torn": torn,
-        "last_error": header.last_error[:strnlen(header.last_error, sizeof(header.last_error))].decode("ascii", "replace"),
+        "last_error": noted.decode("ascii", "replace"),
     }
 
 
-# ---- the exporter's side -------------------------------------------------------------------------------------------
+# ---- the exporter's side -----------------------------------------------------------------------------------
 
 class RingError(Exception):
     """A file that is not a ring, or one that this version may not read. The message says why."""
@@ -504,13 +519,14 @@ class JSONText(str):
 
 
 cdef tuple STEP_NAMES = (
-    "run_id", "step_id", "prompt", "response", "tool_definitions", "model_requested", "model_used", "finish_reason",
-    "status_message", "real_total_cost", None, None)
+    "run_id", "step_id", "prompt", "response", "tool_definitions", "model_requested", "model_used",
+    "finish_reason", "status_message", "real_total_cost", None, None)
 cdef tuple RUN_NAMES = (
-    "run_id", "session_id", "user_prompt", "response", "system_prompt", "full_input", "full_output", "metadata",
-    "status_message", None, None, None)
+    "run_id", "session_id", "user_prompt", "response", "system_prompt", "full_input", "full_output",
+    "metadata", "status_message", None, None, None)
 cdef tuple TOOL_NAMES = (
-    "run_id", "tool_call_id", "args", "result", "tool_name", None, None, None, "status_message", None, None, None)
+    "run_id", "tool_call_id", "args", "result", "tool_name", None, None, None,
+    "status_message", None, None, None)
 cdef tuple FEEDBACK_NAMES = (
     "run_id", "feedback_id", "score", "text", None, None, None, None, "status_message", None, None, None)
 cdef tuple NAMES = (None, STEP_NAMES, RUN_NAMES, TOOL_NAMES, FEEDBACK_NAMES)
@@ -569,7 +585,7 @@ cdef dict decode(const Frame *frame):
     out["start_ns"] = record.start_ns
     out["end_ns"] = record.end_ns
     out["status_code"] = record.status_code
-    for i in range(frame.texts):
+    for _ in range(frame.texts):
         if (entry.slot >= MAX_TEXTS or (entry.width != 1 and entry.width != 2 and entry.width != 4)
                 or entry.size % entry.width or padded(entry.size) > left):
             raise Damaged
@@ -632,9 +648,9 @@ cdef class RingReader:
     cdef uint64_t nonce
     cdef uint64_t cursor
     cdef uint64_t next_seq
-    cdef uint64_t slack             # records that may be missing before the next: more than none only after damage
+    cdef uint64_t slack             # records that may be missing before the next: some only after damage
     cdef uint64_t released
-    cdef list losses                # (position, records that damage made unreadable before it), not yet in the header
+    cdef list losses                # (position, records that damage took before it): not yet in the header
     cdef bint adopted
     cdef bint fresh                 # nothing was read since the cursor was taken from the header
     cdef uint8_t *buffer
@@ -746,7 +762,7 @@ cdef class RingReader:
         return self.cursor >= load(&self.header.head)
 
     def alive(self) -> bool:
-        """Whether the host lives. False also means that this reader has taken the lock: the ring is adopted."""
+        """Whether the host lives. False also means that this reader holds the lock now: it is adopted."""
         self.check_open()
         if self.owner is not None:
             return True
@@ -758,10 +774,12 @@ cdef class RingReader:
     cdef uint64_t limit(self) noexcept:
         """Bytes after which the data begins again: also when the file has become shorter than that."""
         cdef uint64_t limit = load(&self.header.limit) if self.header != NULL else 0
-        return limit if MIN_CAPACITY <= limit <= MAX_CAPACITY and limit % 8 == 0 else self.capacity & ~<uint64_t>7
+        if MIN_CAPACITY <= limit <= MAX_CAPACITY and limit % 8 == 0:
+            return limit
+        return self.capacity & ~<uint64_t>7
 
     cdef uint64_t fetch(self, uint64_t position, uint64_t n, uint64_t limit) except? 0:
-        """Has n bytes at a position in the buffer, fewer at the end of the data; returns how many are there."""
+        """Gets n bytes of a position in the buffer, fewer to the end of the data; returns how many."""
         cdef uint64_t offset = position % limit, want
         cdef int64_t got
         cdef uint8_t *larger
@@ -864,8 +882,8 @@ cdef class RingReader:
         """Decodes records from the cursor on and moves it.
 
         Returns:
-            At most `max_records` dicts of together about `max_bytes` bytes (at least one when there is one); [] when there
-            is nothing now. What is damaged is skipped, and counted with the next release().
+            At most `max_records` dicts of together about `max_bytes` bytes (at least one when there is one);
+            [] when there is nothing now. What is damaged is skipped, and counted with the next release().
         """
         cdef list out = []
         cdef uint64_t start = self.cursor
@@ -882,7 +900,7 @@ cdef class RingReader:
         return out
 
     cdef int settle(self) except -1:
-        """At the end of a dead host's ring: a count that has no record was lost with damage, or is a torn one."""
+        """At the end of a dead host's ring: what was counted and not found was damaged, or is a torn one."""
         cdef uint64_t accepted = load(&self.header.accepted)
         if accepted > self.next_seq:
             self.lose(min(accepted - self.next_seq, self.slack))
@@ -926,13 +944,16 @@ cdef class RingReader:
         self.released = position
 
     def note(self, str text not None) -> None:
-        """Says what goes wrong, in at most 63 ASCII characters: the host shows it in stats(). "" clears it."""
+        """Says what goes wrong, in up to 63 ASCII characters: the host shows it in stats(). "" clears it."""
         cdef bytes raw = text.encode("ascii", "replace")[:63]
         self.check_open()
         memset(self.header.last_error, 0, sizeof(self.header.last_error))
         memcpy(self.header.last_error, PyBytes_AS_STRING(raw), len(raw))
 
     def counters(self) -> dict:
-        """recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn: records; last_error: text."""
+        """Records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
+
+        And last_error: text.
+        """
         self.check_open()
         return read_counters(self.header)
