@@ -556,7 +556,9 @@ cdef class _Handle:
         if self.state != OPEN:
             not_open(self.state, where)
             return
-        if not PyUnicode_Check(status_message):
+        if status_message is None:      # as in the reference
+            status_message = ""
+        elif not PyUnicode_Check(status_message):
             wrong_type(where, "status_message", "str", status_message)
             status_message = ""
         stamp(&self.draft, end_time, where)
@@ -794,13 +796,13 @@ cdef class Step(_Handle):
         return self
 
     @cython.critical_section
-    def usage(self, usage):
+    def usage(self, obj):
         """Sets the token counts from a provider's usage object or dict; see picostep.usage."""
         if self.state != OPEN:
             not_open(self.state, "Step.usage")
             return self
         try:
-            uncached, cached, completion = recorder.disjoint(usage)
+            uncached, cached, completion = recorder.disjoint(obj)
         except (ArgumentError, ArgumentTypeError) as error:
             fail(type(error), f"Step.usage(): {error}")
         else:
