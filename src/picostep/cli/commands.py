@@ -87,7 +87,9 @@ def demo(store: str | None, as_json: bool) -> None:
 @picostep.command()
 @_store
 @_json
-@click.option("-n", "--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(1), default=20, show_default=True, help="Show at most this many."
+)
 @click.option("--status", type=click.Choice(["ok", "error", "open"]), help="Only runs of this status.")
 def runs(store: str | None, as_json: bool, limit: int, status: str | None) -> None:
     """List the latest runs.
@@ -135,7 +137,7 @@ def show(run: str, store: str | None, as_json: bool, full: bool) -> None:
 @_json
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until interrupted.")
 @click.option(
-    "-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="Begin with so many."
+    "-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="Begin with this many."
 )
 def tail(store: str | None, as_json: bool, follow: bool, lines: int) -> None:
     """Print the records that came last, one on a line."""
@@ -167,7 +169,7 @@ def tail(store: str | None, as_json: bool, follow: bool, lines: int) -> None:
     type=click.IntRange(0),
     default=3,
     show_default=True,
-    help="So many lines of each log.",
+    help="Lines of each log to show.",
 )
 def status(directory: str | None, as_json: bool, log: int) -> None:
     """Show rings, exporters and counters.

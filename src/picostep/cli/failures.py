@@ -44,7 +44,8 @@ class Failure(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print to standard error."""
-        click.echo(self._json() if self.as_json else self._text(), file=file, err=True)
+        colors = False if os.environ.get("NO_COLOR") else None  # None: if it is a terminal
+        click.echo(self._json() if self.as_json else self._text(), file=file, err=True, color=colors)
 
     def _text(self) -> str:
         hint = "".join(f"\n  {clean(line)}" for line in self.hint.splitlines())

@@ -303,6 +303,8 @@ def demo(details: Sequence[RunDetail], store: Path, option: str, width: int) -> 
     yield Text("\nNext", style=_RULE)
     failed = next((run for run in runs if run.status_code == 2), runs[-1])
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)  # to be copied
+    grid.add_column()
     for command, purpose in (
         (f"picostep show {short_id(failed.run_id)}{option}", "why that run failed"),
         (f"picostep show {short_id(runs[0].run_id)} --full{option}", "the run above with whole texts"),
