@@ -1,4 +1,4 @@
-"""picostep records every LLM step of an inference server; see https://pypi.org/project/picostep/ and docs/."""
+"""picostep records every LLM step of an inference server: https://pypi.org/project/picostep/"""
 
 from picostep._records import (
     Run,

@@ -1,4 +1,8 @@
-"""The functions that concern the whole process: settings, waiting, counting. Recording itself is compiled, in `_records`."""
+"""
+The functions that concern the whole process: settings, waiting, counting.
+
+Recording itself is compiled, in `_records`.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +35,13 @@ def configure(
     """
     Set what the environment does not say, or says otherwise. Optional; best called once, at start.
 
-    What is left out comes from the environment, then from the defaults: a second call does not add to the first. Runs and steps
-    that exist keep their destination.
+    What is left out comes from the environment, then from the defaults: a second call does not add to the
+    first. Runs and steps that exist keep their destination.
 
     Args:
-        to: One sink or several: `"tcc"`, `"stdout"`, `"jsonl:PATH"`, `"store:PATH"`, `"store"`, or one that is installed. Else
-            `PICOSTEP_TO`; else The Context Company when there is a key, the local store when there is none.
+        to: One sink or several: `"tcc"`, `"stdout"`, `"jsonl:PATH"`, `"store:PATH"`, `"store"`, or one that
+            is installed. Else `PICOSTEP_TO`; else The Context Company when there is a key, the local store
+            when there is none.
 
         api_key: Key of The Context Company; else `TCC_API_KEY`.
 
@@ -44,21 +49,24 @@ def configure(
 
         dir: Directory in which the ring directory is made; else `PICOSTEP_DIR`; else `/dev/shm` on Linux.
 
-        exporter: `"process"` (default), `"thread"`, `"external"` (`picostep export` runs beside the host) or `"off"`; else
-            `PICOSTEP_EXPORTER`.
+        exporter: `"process"` (default), `"thread"`, `"external"` (`picostep export` runs beside the host) or
+            `"off"`; else `PICOSTEP_EXPORTER`.
 
         disabled: Record nothing; else `PICOSTEP_DISABLED`.
 
-        ring_bytes: Size of a ring, 256 KiB to 1 GiB, rounded down to a power of two; else `PICOSTEP_RING_BYTES`; else 16 MiB.
+        ring_bytes: Size of a ring, 256 KiB to 1 GiB, rounded down to a power of two; else
+            `PICOSTEP_RING_BYTES`; else 16 MiB.
 
         batch_records: Most records in a batch, 1 to 65,536; else `PICOSTEP_BATCH_RECORDS`; else 512.
 
-        batch_bytes: Bytes at which a batch is closed, 1 KiB to 64 MiB; else `PICOSTEP_BATCH_BYTES`; else 1 MiB.
+        batch_bytes: Bytes at which a batch is closed, 1 KiB to 64 MiB; else `PICOSTEP_BATCH_BYTES`; else 1
+            MiB.
 
-        exit_timeout: Longest wait at the exit of the process, in seconds; else `PICOSTEP_EXIT_TIMEOUT`; else 2.
+        exit_timeout: Longest wait at the exit of the process, in seconds; else `PICOSTEP_EXIT_TIMEOUT`; else
+            2.
 
-        misuse: `"raise"`, or `"log"` to count wrong calls, log the first of each kind, and otherwise ignore them; else
-            `PICOSTEP_MISUSE`.
+        misuse: `"raise"`, or `"log"` to count wrong calls, log the first of each kind, and otherwise ignore
+            them; else `PICOSTEP_MISUSE`.
 
     Raises:
         ConfigError: A setting cannot be used; nothing is changed.
@@ -100,7 +108,8 @@ def shutdown(timeout: float | None = None) -> bool:
     """
     Flush, then give up this process's rings. What is not delivered by then stays for an exporter to take.
 
-    Recording afterwards is allowed and opens new rings. Not needed at exit: a process that ends waits by itself.
+    Recording afterwards is allowed and opens new rings. Not needed at exit: a process that ends waits by
+    itself.
 
     Args:
         timeout: Seconds; 30 when None.
@@ -125,10 +134,11 @@ def stats() -> dict[str, Any]:
 
         delivered: Of these, taken by every sink.
 
-        in_ring: Of these, still waiting. At any moment accepted = delivered + in_ring + the drops that happened after acceptance.
+        in_ring: Of these, still waiting. At any moment accepted = delivered + in_ring + the drops that
+            happened after acceptance.
 
-        dropped: By reason. Before acceptance: `ring_full`, `no_ring`. After it: `rejected` by the backend, `encode_error`,
-        `corrupt`.
+        dropped: By reason. Before acceptance: `ring_full`, `no_ring`. After it: `rejected` by the backend,
+            `encode_error`, `corrupt`.
 
         shed: Accepted without bodies, as the ring was filling up.
 
@@ -147,7 +157,9 @@ def _seconds(timeout: float | None, where: str) -> float:
     if timeout is None:
         return recorder.FLUSH_TIMEOUT
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise ArgumentTypeError(f"{where}(): timeout must be a number of seconds, not {type(timeout).__name__}")
+        raise ArgumentTypeError(
+            f"{where}(): timeout must be a number of seconds, not {type(timeout).__name__}"
+        )
     if not 0 <= timeout < float("inf"):
         raise ArgumentError(f"{where}(): timeout must be ≥ 0 and finite, not {timeout}")
     return float(timeout)

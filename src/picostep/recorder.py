@@ -1,9 +1,10 @@
 """
 What this process records into: its destinations, a ring for each, and what starts their exporters.
 
-The compiled core calls in here when something happens for the first time: a default destination is needed, a run names one
-of its own, a destination has no ring yet (at the first record, and again in a forked child). Nothing in here holds a lock that
-recording could need: two threads may make a ring at once, and the second is thrown away.
+The compiled core calls in here when something happens for the first time: a default destination is needed,
+a run names one of its own, a destination has no ring yet (at the first record, and again in a forked child).
+Nothing in here holds a lock that recording could need: two threads may make a ring at once, and the second
+is thrown away.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from picostep.usage import disjoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from logging import Logger
+
     from picostep._ring import HostRing
     from picostep.ringdir import RingDir
 
@@ -32,7 +35,8 @@ __all__ = ["default_destination", "destination", "disjoint", "misused", "open_ri
 
 MAX_DESTINATIONS = 64
 FLUSH_TIMEOUT = 30.0
-# What the exporter runs: -I -S keep the host's environment, user site and .pth hooks out. Its own standard library comes first.
+# What the exporter runs: -I -S keep the host's environment, user site and .pth hooks out. Its own standard
+# library comes first.
 BOOT = (
     "import sys, marshal; c = marshal.loads(sys.stdin.buffer.read()); sys.path += c['path']; "
     "from picostep.export.process import main; raise SystemExit(main(c))"
@@ -60,7 +64,7 @@ def settings() -> Settings:
 
 
 def configure(new: Settings) -> None:
-    """Put settings in force: what is begun from now on goes where they say. Raises ConfigError and changes nothing."""
+    """Put settings in force for what is begun from now on; raises ConfigError, and then changes nothing."""
     global _settings, _default
     if not new.disabled:
         _config.destination(new)
@@ -69,11 +73,11 @@ def configure(new: Settings) -> None:
     _records.use(-1, new.disabled, new.misuse == "raise")
 
 
-# ---- called by the core ----------------------------------------------------------------------------------------------
+# ---- called by the core ------------------------------------------------------------------------------------
 
 
 def default_destination() -> int:
-    """Return the number of the default destination, with a ring; raises ConfigError when a setting cannot be used."""
+    """Return the number of the default destination, with a ring; raises ConfigError."""
     global _default
     current = settings()
     if current.disabled:
@@ -106,7 +110,7 @@ def _number(wanted: Destination) -> int:
             return number
     if len(_destinations) == MAX_DESTINATIONS:
         raise ConfigError(
-            f"more than {MAX_DESTINATIONS} destinations (keys and URLs) in one process: each has a ring of its own"
+            f"more than {MAX_DESTINATIONS} destinations (keys and URLs) in one process: each has its own ring"
         )
     _destinations.append(wanted)
     return len(_destinations) - 1
@@ -121,7 +125,7 @@ def misused(kind: str, message: str) -> None:
 
 
 def open_ring(number: int) -> None:
-    """Give a destination a ring and an exporter, unless it has a ring. Never raises: a process with no ring counts its losses."""
+    """Give a destination a ring and an exporter, unless it has a ring. Never raises: losses are counted."""
     _forget_parent()
     if number in _rings and _rings[number].open:
         return
@@ -131,7 +135,7 @@ def open_ring(number: int) -> None:
         _logger().warning("cannot record: %s", error)
 
 
-# ---- rings and their exporters -----------------------------------------------------------------------------------------
+# ---- rings and their exporters -----------------------------------------------------------------------------
 
 
 def _forget_parent() -> None:
@@ -158,7 +162,8 @@ def _open_ring(number: int, current: Settings) -> None:
     try:
         directory = open_dir(base(current.dir), _directory_name(number, current), create=True)
         ring = directory.make_ring(current.ring_bytes)
-    except (OSError, AttributeError) as error:  # AttributeError: a platform without descriptors of directories
+    # AttributeError: a platform without descriptors of directories.
+    except (OSError, AttributeError) as error:
         if directory is not None:
             directory.close()
         directory = None
@@ -174,10 +179,17 @@ def _open_ring(number: int, current: Settings) -> None:
         _at_exit_known = True
         atexit.register(_at_exit)
     if directory is None:
-        _start_thread(number, current, None, f"no ring in shared memory, so records do not outlive the process: {problem}")
+        _start_thread(
+            number,
+            current,
+            None,
+            f"no ring in shared memory, so records do not outlive the process: {problem}",
+        )
         return
     try:
-        if current.exporter == "thread" or (current.exporter == "process" and not _start_process(number, current, directory)):
+        if current.exporter == "thread" or (
+            current.exporter == "process" and not _start_process(number, current, directory)
+        ):
             _start_thread(number, current, directory)
     finally:
         directory.close()
@@ -192,7 +204,9 @@ def _start_process(number: int, current: Settings, directory: RingDir) -> bool:
         if interpreter is None:
             return False
         environment = [
-            name + b"=" + value for name, value in os.environb.items() if name not in (b"TCC_API_KEY", b"PYTHONHOME")
+            name + b"=" + value
+            for name, value in os.environb.items()
+            if name not in (b"TCC_API_KEY", b"PYTHONHOME")
         ]
         try:
             keeper = Keeper(
@@ -240,19 +254,25 @@ def _exporter_config(number: int, current: Settings, directory: RingDir) -> byte
 
 
 def _interpreter() -> str | None:
-    """Return the Python that runs this process; None where there is none to start, as in a frozen or embedding program."""
+    """Return the Python that runs this process; None where there is none to start: frozen, embedded."""
     if getattr(sys, "frozen", False) or not hasattr(os, "posix_spawn"):
         return None
     version = "{}.{}".format(*sys.version_info)
-    candidates = [sys.executable, getattr(sys, "_base_executable", ""), f"{sys.base_exec_prefix}/bin/python{version}"]
+    candidates = [
+        sys.executable,
+        getattr(sys, "_base_executable", ""),
+        f"{sys.base_exec_prefix}/bin/python{version}",
+    ]
     for path in candidates:
         if path and os.path.basename(path).startswith("python") and os.access(path, os.X_OK):
             return path
     return None
 
 
-def _start_thread(number: int, current: Settings, directory: RingDir | None, problem: str | None = None) -> None:
-    """Export from a thread of this process: of a shared directory when its lock is free, or of the private ring."""
+def _start_thread(
+    number: int, current: Settings, directory: RingDir | None, problem: str | None = None
+) -> None:
+    """Export from a thread: a shared directory when its lock is free, or the private ring."""
     import threading
 
     if number in _threads:
@@ -278,11 +298,11 @@ def _export(number: int, current: Settings, path: str | None, problem: str | Non
         export_shared(path, _destinations[number], current)
 
 
-# ---- waiting and counting --------------------------------------------------------------------------------------------
+# ---- waiting and counting ----------------------------------------------------------------------------------
 
 
 def flush(timeout: float) -> bool:
-    """Wait until everything accepted so far is delivered or durably stored; False when the time is over first."""
+    """Wait until all that was accepted is delivered or durably stored; False when the time is over first."""
     _forget_parent()
     targets = [(ring, ring.head) for ring in _rings.values()]
     deadline = monotonic() + timeout
@@ -297,7 +317,7 @@ def flush(timeout: float) -> bool:
 
 
 def shutdown(timeout: float) -> bool:
-    """Flush, then give the rings up; a later record opens new ones. What is undelivered stays for an exporter to adopt."""
+    """Flush, then give the rings up; a later record opens new ones. What is left is for an exporter."""
     done = flush(timeout)
     for keeper in _keepers.values():
         keeper.stop()
@@ -358,7 +378,7 @@ def _at_exit() -> None:
     )
 
 
-def _logger():  # type: ignore[no-untyped-def]
+def _logger() -> Logger:
     import logging
 
     return logging.getLogger("picostep")

@@ -1,8 +1,9 @@
 """
 Ring directories: where they are, whose they are, and who exports them.
 
-Layout and names are described in docs/architecture.md. A directory is used only if it is a real directory of this user
-that nobody else can enter; everything in it is reached through its descriptor, so no part of the way can be swapped.
+Layout and names are described in docs/architecture.md. A directory is used only if it is a real directory of
+this user that nobody else can enter; everything in it is reached through its descriptor, so no part of the
+way can be swapped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MIN_RING = 256 * 1024
 
 
 class RingDirError(PicostepError, OSError):
-    """Raised when a directory cannot be used for rings: missing, not this user's own, open to others, or full."""
+    """Raised for a directory that cannot hold rings: missing, another user's, open to others, or full."""
 
 
 def base(explicit: str | None) -> str:
@@ -31,13 +32,13 @@ def base(explicit: str | None) -> str:
     Return the directory that holds this user's ring directories.
 
     Args:
-        explicit: The setting `dir`; its own subdirectory for this user is used. None: `/dev/shm` on Linux, the directory
-            for temporary files elsewhere.
+        explicit: The setting `dir`; its own subdirectory for this user is used. None: `/dev/shm` on Linux,
+            the directory for temporary files elsewhere.
     """
     parent = explicit
     if parent is None:
-        if sys.platform.startswith("linux") and os.path.isdir("/dev/shm"):  # noqa: S108 - a private directory below it
-            parent = "/dev/shm"  # noqa: S108
+        if sys.platform.startswith("linux") and os.path.isdir("/dev/shm"):
+            parent = "/dev/shm"
         else:
             from tempfile import gettempdir
 
@@ -72,7 +73,9 @@ def open_dir(base: str, name: str, create: bool) -> RingDir:
         try:
             os.makedirs(os.path.dirname(base), exist_ok=True)
         except OSError as error:
-            raise RingDirError(error.errno, f"cannot make {os.path.dirname(base)}: {error.strerror}") from None
+            raise RingDirError(
+                error.errno, f"cannot make {os.path.dirname(base)}: {error.strerror}"
+            ) from None
     parent = _enter(base, base, None, create)
     try:
         path = os.path.join(base, name)
@@ -85,7 +88,7 @@ def _enter(path: str, name: str, parent: int | None, create: bool) -> int:
     """Open one directory on the way and check that it is this user's alone."""
     try:
         if create:
-            try:
+            try:  # noqa: SIM105 - a host need not load contextlib
                 os.mkdir(name, 0o700, dir_fd=parent)
             except FileExistsError:
                 pass
@@ -125,8 +128,8 @@ class RingDir:
         Make a ring for this process: complete and locked before it gets a name that exporters look for.
 
         Args:
-            capacity: Bytes of data wanted. No ring takes more than an eighth of what is free, so that many processes can share a
-                small `/dev/shm` and leave room for others.
+            capacity: Bytes of data wanted. No ring takes more than an eighth of what is free, so that many
+                processes can share a small `/dev/shm` and leave room for others.
 
         Raises:
             OSError: Less than 256 KiB can be had, or the directory cannot be written.
@@ -195,7 +198,7 @@ class RingDir:
 
     def unlink(self, name: str) -> None:
         """Remove a file; it may be gone already."""
-        try:
+        try:  # noqa: SIM105 - a host need not load contextlib
             os.unlink(name, dir_fd=self.fd)
         except FileNotFoundError:
             pass

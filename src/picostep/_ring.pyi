@@ -1,0 +1,119 @@
+"""The ring: a bounded file in shared memory that a process appends to and an exporter drains."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+class RingError(Exception):
+    """A file that is not a ring, or one that this version may not read."""
+
+class JSONText(str):
+    """A text that was handed over as a dict or list: its content is JSON."""
+
+    __slots__ = ()
+
+@final
+class HostRing:
+    """This process's end of a ring; `fd` is an empty locked file, or -1 for private memory."""
+
+    def __new__(cls, fd: int, capacity: int) -> HostRing: ...
+    @property
+    def destination(self) -> int:
+        """Number of the destination that this is the ring of; -1 before `install()`."""
+
+    @property
+    def open(self) -> bool:
+        """False after `close()`, and in a forked child."""
+
+    @property
+    def private(self) -> bool:
+        """Whether the ring dies with the process."""
+
+    @property
+    def head(self) -> int:
+        """End of the newest record, in bytes since the ring was made."""
+
+    @property
+    def tail(self) -> int:
+        """Everything before this position is delivered, stored or counted as dropped."""
+
+    @property
+    def ready(self) -> int:
+        """Bytes of the ring that have their space in the file system."""
+
+    def install(self, destination: int) -> bool:
+        """Make this the ring of a destination; False when that has one already."""
+
+    def reserve(self) -> None:
+        """Give the rest its space and its pages, from a thread of its own."""
+
+    def close(self) -> None:
+        """End this ring; what is in it stays in the file."""
+
+    def counters(self) -> dict[str, Any]:
+        """Return what `RingReader.counters()` does; {} when the ring is closed."""
+
+@final
+class RingReader:
+    """Drains one ring. Not thread-safe."""
+
+    def __init__(self, path: str, dir_fd: int | None = None) -> None: ...
+    @staticmethod
+    def of_private(ring: HostRing) -> RingReader:
+        """Return the reader of a ring in this process's private memory."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file, or "private"."""
+
+    @property
+    def pid(self) -> int:
+        """Process that made the ring; for people only."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of data that the ring holds at most."""
+
+    @property
+    def position(self) -> int:
+        """Where the next `read()` goes on."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes between the oldest record that is not released and the newest."""
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing lies beyond the cursor."""
+
+    def alive(self) -> bool:
+        """Return whether the host lives; False also means that this reader holds the ring's lock."""
+
+    def read(self, max_records: int, max_bytes: int) -> list[dict[str, Any]]:
+        """Decode records from the cursor on, and move it; [] when there is nothing now."""
+
+    def rewind(self) -> None:
+        """Move the cursor back to the first record that is not released."""
+
+    def release(self, position: int, delivered: int, dropped: Mapping[str, int] | None = None) -> None:
+        """Free everything before a position that `read()` reached, and count it."""
+
+    def note(self, text: str) -> None:
+        """Say what goes wrong, in up to 63 ASCII characters; "" clears it."""
+
+    def counters(self) -> dict[str, Any]:
+        """Return numbers of records, drops by reason, and the last error."""
+
+    def close(self) -> None:
+        """Give up the file and, if the ring was adopted, its lock."""
+
+def forks() -> int:
+    """Return how many forks lie between the process that loaded picostep and this one."""
+
+def unrecorded() -> int:
+    """Return how many records of this process were lost because it could have no ring at all."""
+
+def close_in_child(fd: int) -> None:
+    """Have forked children close a descriptor, so that a kernel lock on it stays with this process."""
+
+def keep_in_child(fd: int) -> None:
+    """Take `close_in_child()` back, before the descriptor is closed here."""
