@@ -1,0 +1,92 @@
+"""What `import picostep` costs a host: no module that the host may not want, no warning, no order to keep."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import picostep
+from support import clean_environment, run_python
+
+PACKAGE = Path(picostep.__file__).parent
+
+# What the exporter, the sinks and the settings need, and a host that only records does not.
+HEAVY = {
+    *("asyncio", "contextlib", "ctypes", "dataclasses", "datetime", "decimal", "enum", "hashlib", "http"),
+    *("inspect", "json", "logging", "orjson", "re", "sqlite3", "ssl", "subprocess", "tempfile", "threading"),
+    *("typing", "urllib", "urllib3"),
+}
+
+HOST_MODULES = [
+    "picostep",
+    *(f"picostep._{name}" for name in ("records", "ring", "keeper")),
+    *(f"picostep.{name}" for name in ("api", "config", "errors", "recorder", "ringdir", "times", "usage")),
+]
+
+
+def loaded_by(statement: str, *args: str) -> set[str]:
+    """Return what a statement loads in a bare interpreter: no environment, no site-packages."""
+    code = (
+        f"import os, sys; sys.path.append(sys.argv[1]); before = set(sys.modules); {statement}; "
+        "print(*(set(sys.modules) - before))"
+    )
+    command = [sys.executable, "-I", "-S", "-W", "error", "-c", code, str(PACKAGE.parent), *args]
+    done = subprocess.run(
+        command, env=clean_environment(), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["picostep", "picostep.api"])
+def test_import_loads_nothing_heavy(module: str) -> None:
+    loaded = loaded_by(f"import {module}")
+
+    assert {name for name in loaded if name.partition(".")[0] in HEAVY} == set()
+    assert {name for name in loaded if name.startswith(("picostep.export", "picostep.sinks"))} == set()
+    outside = {name for name in loaded if not name.startswith(("picostep", "_cython", "cython_runtime"))}
+    assert outside <= {"__future__", "atexit", "time"}
+
+
+def test_recording_loads_nothing_heavy(tmp_path: Path) -> None:
+    """Not even the first record, which opens the ring, and its exit."""
+    statement = (
+        "import picostep as p, os; os.environ.update(PICOSTEP_EXPORTER='off', PICOSTEP_DIR=sys.argv[2], "
+        "PICOSTEP_TO='stdout'); p.step('r').prompt('p').response('q').tokens(1, 2, 3).cost(0.5).end()"
+    )
+
+    assert {name.partition(".")[0] for name in loaded_by(statement, str(tmp_path))} & HEAVY == set()
+
+
+@pytest.mark.parametrize("module", HOST_MODULES)
+def test_each_module_alone(module: str) -> None:
+    run_python(f"import warnings; warnings.simplefilter('error'); import {module}")
+
+
+def test_every_host_module_is_listed() -> None:
+    """A new module at the top is one that hosts load, and then tested here, or a program of its own."""
+    found = {
+        path.name.partition(".")[0] for path in PACKAGE.iterdir() if path.suffix in (".py", ".so", ".pyd")
+    }
+
+    assert found - {"__init__", "__main__", "demo"} == {name.partition(".")[2] for name in HOST_MODULES[1:]}
+
+
+def test_every_name_is_there() -> None:
+    assert [name for name in picostep.__all__ if not hasattr(picostep, name)] == []
+    assert picostep.__all__ == sorted(picostep.__all__)
+
+
+def test_version() -> None:
+    assert picostep.__version__ == version("picostep")
+
+
+def test_nothing_is_read_at_import() -> None:
+    """Settings that cannot be used do not stop a program from starting."""
+    wrong = {"PICOSTEP_RING_BYTES": "x", "PICOSTEP_EXPORTER": "x", "TCC_BASE_URL": "x", "PICOSTEP_TO": "x"}
+
+    run_python("import picostep", wrong)
