@@ -31,12 +31,14 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", external=True)
     session.run("cython-lint", "ext", "benchmarks/floor.pyx", external=True)
     session.run("mypy", external=True)
-    session.run("python", "-m", "mypy.stubtest", *STUBS, "--allowlist", "tests/stubtest-allowlist", external=True)
+    session.run(
+        "python", "-m", "mypy.stubtest", *STUBS, "--allowlist", "tests/stubtest-allowlist", external=True
+    )
 
 
 @nox.session
 def artifact(session: nox.Session) -> None:
-    """Builds the sdist, a wheel from it alone, and tests the installed wheel where there is no source tree."""
+    """Builds the sdist, a wheel from it alone, and tests that wheel where there is no source tree."""
     session.install("build")
     with tempfile.TemporaryDirectory() as away:
         place = Path(away)
@@ -62,6 +64,12 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def campaign(session: nox.Session) -> None:
-    """The fault tests at full length, and the differential test with many examples. Takes about half an hour."""
+    """The fault tests at full length, and the differential test with many examples: about half an hour."""
     session.install(".[test]")
-    session.run("pytest", "-m", "campaign or not campaign", *session.posargs, env={"PICOSTEP_CAMPAIGN": "1", "HYPOTHESIS_PROFILE": "campaign"})
+    session.run(
+        "pytest",
+        "-m",
+        "campaign or not campaign",
+        *session.posargs,
+        env={"PICOSTEP_CAMPAIGN": "1", "HYPOTHESIS_PROFILE": "campaign"},
+    )

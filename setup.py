@@ -1,7 +1,8 @@
 """Builds the compiled core; everything static is in pyproject.toml.
 
-Switches, each set to 1 in the environment: PICOSTEP_BUILD_DEBUG (no optimisation, assertions), PICOSTEP_BUILD_SANITIZE (ASan and UBSan),
-PICOSTEP_BUILD_TRACE (line coverage), PICOSTEP_BUILD_ANNOTATE (Cython's HTML beside the sources).
+Switches, each set to 1 in the environment: PICOSTEP_BUILD_DEBUG (no optimisation, assertions),
+PICOSTEP_BUILD_SANITIZE (ASan and UBSan), PICOSTEP_BUILD_TRACE (line coverage), PICOSTEP_BUILD_ANNOTATE
+(Cython's HTML beside the sources).
 """
 
 import os

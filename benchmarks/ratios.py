@@ -8,9 +8,8 @@ import statistics
 import sys
 import time
 
-from workloads import ALL, SCRIPTS, SIZES, Texts, exporter
-
 import picostep
+from workloads import ALL, SCRIPTS, SIZES, Texts, exporter
 
 
 def measure(size: str, script: str, rounds: int) -> dict[str, list[float]]:
@@ -32,8 +31,15 @@ def measure(size: str, script: str, rounds: int) -> dict[str, list[float]]:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 31
-    print(f"picostep {picostep.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, medians of {rounds} rounds")
-    print(f"{'ns per step':16}" + "".join(f"{workload.name:>26}" for workload in ALL) + f"{'/ dataclass':>13}{'/ floor':>9}")
+    print(
+        f"picostep {picostep.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, "
+        f"medians of {rounds} rounds"
+    )
+    print(
+        f"{'ns per step':16}"
+        + "".join(f"{workload.name:>26}" for workload in ALL)
+        + f"{'/ dataclass':>13}{'/ floor':>9}"
+    )
     for size, script in ((size, script) for script in SCRIPTS for size in SIZES):
         with exporter():
             taken = measure(size, script, rounds)

@@ -1,4 +1,4 @@
-"""How the size of a ring matters: `python benchmarks/ring_size.py`. The default in docs/architecture.md comes from this."""
+"""How the size of a ring matters: `python benchmarks/ring_size.py`. It is where the default size comes from."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-
-from workloads import Picostep, Texts, exporter
 
 import picostep
 from picostep import recorder
+from workloads import Picostep, Texts, exporter, temporary_directory
 
 FIRST = """
 import time
@@ -40,9 +38,19 @@ os.wait()
 
 def fresh(code: str, ring_bytes: int, directory: str) -> list[float]:
     """Medians over fresh processes of what the code prints, in ms."""
-    env = {**os.environ, "PICOSTEP_RING_BYTES": str(ring_bytes), "PICOSTEP_DIR": directory, "PICOSTEP_TO": f"jsonl:{directory}/first.jsonl"}
+    env = {
+        **os.environ,
+        "PICOSTEP_RING_BYTES": str(ring_bytes),
+        "PICOSTEP_DIR": directory,
+        "PICOSTEP_TO": f"jsonl:{directory}/first.jsonl",
+    }
     rows = [
-        [float(x) * 1e3 for x in subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.split()]
+        [
+            float(x) * 1e3
+            for x in subprocess.run(
+                [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+            ).stdout.split()
+        ]
         for _ in range(9)
     ]
     return [statistics.median(column) for column in zip(*rows, strict=True)]
@@ -59,28 +67,33 @@ def reserved(size: int) -> float:
     return time.perf_counter() - start
 
 
+def per_step(text: str, size: int) -> float:
+    """Median ns per step when half a ring is written a round."""
+    work = Picostep(Texts.of(text, "ascii"))
+    n = max(1, size // 2 // (len(work.texts.prompt + work.texts.response + work.texts.tools) + 400))
+    times = []
+    for _ in range(12):
+        work.settle()
+        start = time.perf_counter()
+        work.steps(n)
+        times.append((time.perf_counter() - start) / n * 1e9)
+    work.check()
+    return statistics.median(times)
+
+
 def main() -> None:
-    print(f"{'ring':>8}{'run() ms':>10}{'step ms':>9}{'forked ms':>11}{'reserve ms':>12}{'3 KB ns':>9}{'30 KB ns':>10}{'buffer at 100 MB/s':>20}")
+    names = ("ring", "run() ms", "step ms", "forked ms", "reserve ms", "3 KB ns", "30 KB ns", "s at 100 MB/s")
+    print(" ".join(f"{name:>13}" for name in names))
     for mib in (1, 4, 16, 64, 256):
         size = mib << 20
-        with tempfile.TemporaryDirectory(prefix="picostep-bench-", dir="/dev/shm", ignore_cleanup_errors=True) as directory:  # noqa: S108
-            first, (forked,) = fresh(FIRST, size, directory), fresh(FORKED, size, directory)
+        with temporary_directory() as directory:
+            (first, step), (forked,) = fresh(FIRST, size, directory), fresh(FORKED, size, directory)
         with exporter(ring_bytes=size):
-            through = reserved(size)
-            cost = []
-            for text in ("3KB", "30KB"):
-                work = Picostep(Texts.of(text, "ascii"))
-                # Half a ring a round, as many rounds as see all of it several times.
-                n = max(1, size // 2 // (len(work.texts.prompt + work.texts.response + work.texts.tools) + 400))
-                times = []
-                for _ in range(12):
-                    work.settle()
-                    start = time.perf_counter()
-                    work.steps(n)
-                    times.append((time.perf_counter() - start) / n * 1e9)
-                cost.append(statistics.median(times))
-                work.check()
-        print(f"{mib:>4} MiB{first[0]:>10.2f}{first[1]:>9.3f}{forked:>11.2f}{through * 1e3:>12.1f}{cost[0]:>9.0f}{cost[1]:>10.0f}{mib / 95.4:>18.2f} s")
+            through = reserved(size) * 1e3
+            small, large = per_step("3KB", size), per_step("30KB", size)
+        row = (f"{mib} MiB", f"{first:.2f}", f"{step:.3f}", f"{forked:.2f}", f"{through:.1f}")
+        row += (f"{small:.0f}", f"{large:.0f}", f"{size / 1e8:.2f}")
+        print(" ".join(f"{cell:>13}" for cell in row))
 
 
 if __name__ == "__main__":

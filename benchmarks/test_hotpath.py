@@ -1,9 +1,10 @@
-"""What a step costs its caller: `pytest benchmarks/test_hotpath.py`. For ratios use ratios.py, which interleaves."""
+"""What a step costs its caller: `pytest benchmarks/test_hotpath.py`. For ratios see ratios.py, which interleaves."""
 
 from __future__ import annotations
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
+
 from workloads import ALL, SCRIPTS, SIZES, Texts
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks time: one step with all setters, recorded by picostep and by its baselines, and how each is checked."""
+"""What the benchmarks time: one step with all setters, by picostep and its baselines, and how each is checked."""
 
 from __future__ import annotations
 
@@ -18,15 +18,25 @@ from typing import Any
 import picostep
 
 HERE = Path(__file__).parent
-SIZES = {"0.3KB": 300, "3KB": 3_000, "30KB": 30_000, "400KB": 400_000}  # characters of prompt, response and tools together
+SIZES = {
+    "0.3KB": 300,
+    "3KB": 3_000,
+    "30KB": 30_000,
+    "400KB": 400_000,
+}  # characters of prompt, response and tools together
 SCRIPTS = {"ascii": "a prompt, a response and tools. ", "cjk": "提示和回答以及工具定义的文字。"}
+
+
+def temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    """A directory for rings, in memory where that is to be had."""
+    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - a directory of our own below it
+    return tempfile.TemporaryDirectory(prefix="picostep-bench-", dir=shm, ignore_cleanup_errors=True)
 
 
 @contextlib.contextmanager
 def exporter(**settings: Any) -> Iterator[None]:
     """A real exporter for all benchmarks, into a file in memory that is cut back whenever it was checked."""
-    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - a directory of our own below it
-    with tempfile.TemporaryDirectory(prefix="picostep-bench-", dir=shm, ignore_cleanup_errors=True) as directory:
+    with temporary_directory() as directory:
         Picostep.output = os.path.join(directory, "steps.jsonl")
         picostep.configure(to=f"jsonl:{Picostep.output}", dir=directory, **settings)
         yield
@@ -61,7 +71,7 @@ def chain(step: Any, texts: Texts) -> None:
 
 @dataclass(slots=True)
 class PlainStep:
-    """What a careful person writes in plain Python: a slotted dataclass that goes on a SimpleQueue. It has no ids and checks nothing."""
+    """What a careful person writes in plain Python: a slotted dataclass on a SimpleQueue. No ids, no checks."""
 
     queue: queue.SimpleQueue[Any]
     start_ns: int
@@ -91,7 +101,9 @@ class PlainStep:
             self.used = used
         return self
 
-    def tokens(self, uncached: int | None = None, cached: int | None = None, completion: int | None = None) -> PlainStep:
+    def tokens(
+        self, uncached: int | None = None, cached: int | None = None, completion: int | None = None
+    ) -> PlainStep:
         if uncached is not None:
             self.uncached = uncached
         if cached is not None:
@@ -232,7 +244,9 @@ def _floor() -> Any:
         from setuptools import Distribution, Extension
 
         extension = Extension("picostep_floor", [str(source)], extra_compile_args=["-O3"])
-        command = Distribution({"ext_modules": cythonize([extension], build_dir=str(built), quiet=True)}).get_command_obj("build_ext")
+        command = Distribution(
+            {"ext_modules": cythonize([extension], build_dir=str(built), quiet=True)}
+        ).get_command_obj("build_ext")
         command.build_lib = command.build_temp = str(built)
         command.ensure_finalized()
         command.run()
