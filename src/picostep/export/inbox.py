@@ -111,11 +111,11 @@ class DirectoryInbox(Inbox):
             return
         self._changed_ns = changed_ns
         self._scan_at = now + _SCAN_EVERY
-        self._dead.update(ring for ring in self._rings if not ring.alive())
         known = {ring.name for ring in self._rings}
         for name in self._directory.ring_names():
             if name not in known:
                 self._open(name)
+        self._dead.update(ring for ring in self._rings if not ring.alive())
         if now >= self._clean_at:
             self._clean_at = now + _STALE_AFTER
             self._remove_stale()

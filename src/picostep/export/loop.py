@@ -149,10 +149,10 @@ class Exporter:
         """Whether to end, now that all rings are empty."""
         if self._once:
             return True
-        now = time.monotonic()
         if any(self._inboxes):
-            self._seen_ring = now
-        return self._linger is not None and now - self._seen_ring >= self._linger
+            self._seen_ring = time.monotonic()
+            return False
+        return self._linger is not None and time.monotonic() - self._seen_ring >= self._linger
 
     def _abandoned(self) -> bool:
         """Whether to leave what the sinks do not take to a later exporter."""
