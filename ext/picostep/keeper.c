@@ -1,3 +1,6 @@
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE         /* POSIX_SPAWN_SETSID */
+#endif
 #include "keeper.h"
 
 #include <stdlib.h>
@@ -54,7 +57,15 @@ struct keeper {
 static struct keeper *keepers;
 static pthread_once_t at_fork_once = PTHREAD_ONCE_INIT;
 
+/* Held while a descriptor of the lock is open that lock_fd does not name: a child forked then could not close it, and the
+ * directory would stay locked as long as that child lives. */
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+
+static void before_fork(void) { pthread_mutex_lock(&gate); }
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&gate); }
+
 static void after_fork_in_child(void) {
+    pthread_mutex_unlock(&gate);
     for (struct keeper *k = keepers; k; k = k->next) {
         int fd = atomic_load(&k->lock_fd);
         if (fd >= 0) close(fd);
@@ -62,7 +73,7 @@ static void after_fork_in_child(void) {
     keepers = NULL;         /* the threads are the parent's; the child makes keepers of its own */
 }
 
-static void install_at_fork(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+static void install_at_fork(void) { pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); }
 
 static char **copy_list(char *const *list) {
     size_t n = 0;
@@ -162,23 +173,36 @@ static int spawn(struct keeper *k, int lock_fd, pid_t *pid) {
     return err;
 }
 
+static int open_lock(struct keeper *k) {
+    pthread_mutex_lock(&gate);
+    int fd = move_up(open(k->lock_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    atomic_store(&k->lock_fd, fd);
+    pthread_mutex_unlock(&gate);
+    return fd;
+}
+
+static void close_lock(struct keeper *k, int fd) {
+    pthread_mutex_lock(&gate);
+    atomic_store(&k->lock_fd, -1);
+    close(fd);
+    pthread_mutex_unlock(&gate);
+}
+
 /* The lock's descriptor once it is ours, or -1 when nobody wants it any more. */
 static int take_lock(struct keeper *k) {
     while (atomic_load(&k->wanted)) {
-        int fd = move_up(open(k->lock_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+        int fd = open_lock(k);
         struct stat ours, there;
         if (fd < 0) {
             pause_ms(k, 1000); /* somebody removed the directory, or the process is out of descriptors */
             continue;
         }
-        atomic_store(&k->lock_fd, fd);
         while (flock(fd, LOCK_EX) && errno == EINTR) {}
         /* The lock of a file that was removed meanwhile protects nothing. */
         if (atomic_load(&k->wanted) && fstat(fd, &ours) == 0 && stat(k->lock_path, &there) == 0 &&
             ours.st_ino == there.st_ino && ours.st_dev == there.st_dev)
             return fd;
-        atomic_store(&k->lock_fd, -1);
-        close(fd);
+        close_lock(k, fd);
     }
     return -1;
 }
@@ -190,6 +214,8 @@ static int judge(int status, time_t lived, int *quick) {
         return 1;
     }
     *quick += 1;
+    /* Killed, or by something that it read: a thread of this process must not meet that. SIGSYS: a sandbox wants no exporter. */
+    if (WIFSIGNALED(status) && WTERMSIG(status) != SIGSYS) return 0;
     if (WIFEXITED(status) && WEXITSTATUS(status) == CANNOT_START) return 0;
     return *quick < QUICK_DEATHS ? 0 : -1;
 }
@@ -218,8 +244,7 @@ static void *keep(void *arg) {
             continue;
         }
         err = spawn(k, fd, &pid);
-        atomic_store(&k->lock_fd, -1);
-        close(fd);
+        close_lock(k, fd);
         if (err) break;
         atomic_fetch_add(&k->starts, 1);
         atomic_store(&k->child, pid);

@@ -36,9 +36,9 @@ __all__ = ["default_destination", "destination", "disjoint", "misused", "open_ri
 MAX_DESTINATIONS = 64
 FLUSH_TIMEOUT = 30.0
 # What the exporter runs: -I -S keep the host's environment, user site and .pth hooks out. Its own standard
-# library comes first.
+# library comes first. load(), not read(): a child that the host forks meanwhile may keep the pipe open.
 BOOT = (
-    "import sys, marshal; c = marshal.loads(sys.stdin.buffer.read()); sys.path += c['path']; "
+    "import sys, marshal; c = marshal.load(sys.stdin.buffer); sys.path += c['path']; "
     "from picostep.export.process import main; raise SystemExit(main(c))"
 )
 
