@@ -1,4 +1,4 @@
-"""How the size of a ring matters: `python benchmarks/ring_size.py`. It is where the default size comes from."""
+"""How the size of a ring matters: `python benchmarks/ring_size.py`. The default size comes from it."""
 
 from __future__ import annotations
 

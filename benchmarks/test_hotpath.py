@@ -1,4 +1,4 @@
-"""What a step costs its caller: `pytest benchmarks/test_hotpath.py`. For ratios see ratios.py, which interleaves."""
+"""What a step costs its caller: `pytest benchmarks/test_hotpath.py`. For ratios run ratios.py."""
 
 from __future__ import annotations
 

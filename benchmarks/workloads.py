@@ -1,4 +1,4 @@
-"""What the benchmarks time: one step with all setters, by picostep and its baselines, and how each is checked."""
+"""What the benchmarks time: one step with all setters, by picostep and its baselines; and its check."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCRIPTS = {"ascii": "a prompt, a response and tools. ", "cjk": "提示和回答�
 
 def temporary_directory() -> tempfile.TemporaryDirectory[str]:
     """A directory for rings, in memory where that is to be had."""
-    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - a directory of our own below it
+    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
     return tempfile.TemporaryDirectory(prefix="picostep-bench-", dir=shm, ignore_cleanup_errors=True)
 
 
@@ -71,7 +71,7 @@ def chain(step: Any, texts: Texts) -> None:
 
 @dataclass(slots=True)
 class PlainStep:
-    """What a careful person writes in plain Python: a slotted dataclass on a SimpleQueue. No ids, no checks."""
+    """What a careful person writes in plain Python: a slotted dataclass on a queue. No ids, no checks."""
 
     queue: queue.SimpleQueue[Any]
     start_ns: int
