@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -24,13 +24,14 @@ from workload import digest
 
 CAMPAIGN = os.environ.get("PICOSTEP_CAMPAIGN") == "1"
 KEY = "dev_0123456789-secret"
+T = TypeVar("T")
 WORKLOAD = Path(__file__).with_name("workload.py")
 
 campaign = pytest.mark.skipif(not CAMPAIGN, reason="long; PICOSTEP_CAMPAIGN=1 runs it")
 
 
-def times(short: int, full: int) -> int:
-    """How often a fault is provoked: in every run, and in a campaign."""
+def times(short: T, full: T) -> T:
+    """How often, or for how long, a fault is provoked: in every run, and in a campaign."""
     return full if CAMPAIGN else short
 
 
