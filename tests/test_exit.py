@@ -104,6 +104,40 @@ def test_recording_goes_on_after_shutdown(ring_base: Path, ingest: Ingest) -> No
     wait_for_no_rings(ring_base)
 
 
+COUNT = """
+import sys, threading
+import picostep
+sys.setswitchinterval(1e-6)
+stop = False
+errors = []
+
+def count():
+    while not stop:
+        try:
+            picostep.stats()
+            picostep.flush(0)
+        except Exception as error:
+            errors.append(error)
+
+threads = [threading.Thread(target=count) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for number in range(60):
+    picostep.run(api_key=f"dev_{number}", tcc_url="http://127.0.0.1:9/").prompt("p").end()
+    if number % 20 == 19:
+        picostep.shutdown(0)
+stop = True
+for thread in threads:
+    thread.join()
+assert not errors, errors
+"""
+
+
+def test_counting_while_other_threads_open_rings(ring_base: Path) -> None:
+    env = {"PICOSTEP_DIR": str(ring_base), "PICOSTEP_EXPORTER": "off", "PICOSTEP_RING_BYTES": str(256 << 10)}
+    run_python(COUNT, env)
+
+
 # --- exporter and host ------------------------------------------------------------------------------------
 
 

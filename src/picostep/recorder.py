@@ -127,7 +127,8 @@ def misused(kind: str, message: str) -> None:
 def open_ring(number: int) -> None:
     """Give a destination a ring and an exporter, unless it has a ring. Never raises: losses are counted."""
     _forget_parent()
-    if number in _rings and _rings[number].open:
+    ring = _rings.get(number)
+    if ring is not None and ring.open:
         return
     try:
         _open_ring(number, settings())
@@ -306,7 +307,7 @@ def _export(number: int, current: Settings, path: str | None, problem: str | Non
 def flush(timeout: float) -> bool:
     """Wait until all that was accepted is delivered or durably stored; False when the time is over first."""
     _forget_parent()
-    targets = [(ring, ring.head) for ring in _rings.values()]
+    targets = [(ring, ring.head) for ring in list(_rings.values())]  # others may open and close rings
     deadline = monotonic() + timeout
     pause = 0.0005
     while any(ring.tail < head for ring, head in targets):
@@ -321,13 +322,14 @@ def flush(timeout: float) -> bool:
 def shutdown(timeout: float) -> bool:
     """Flush, then give the rings up; a later record opens new ones. What is left is for an exporter."""
     done = flush(timeout)
-    for keeper in _keepers.values():
+    for keeper in list(_keepers.values()):
         keeper.stop()
     for number, ring in list(_rings.items()):
         if not ring.private:  # a private ring is all there is of its records
             _retired.append(ring.counters())
             ring.close()
-            del _rings[number]
+            if _rings.get(number) is ring:
+                del _rings[number]
     return done
 
 
@@ -339,7 +341,8 @@ def stats() -> dict[str, object]:
     dropped = dict.fromkeys(("ring_full", "no_ring", "rejected", "encode_error", "corrupt"), 0)
     dropped["no_ring"] = _ring.unrecorded()
     last_error = ""
-    for counters in [*_retired, *(ring.counters() for ring in _rings.values())]:
+    rings = list(_rings.items())
+    for counters in [*_retired, *(ring.counters() for _, ring in rings)]:
         for name, value in counters.items():
             if isinstance(value, int):
                 total[name] = total.get(name, 0) + value
@@ -362,7 +365,7 @@ def stats() -> dict[str, object]:
             "exporter_starts": _keepers[number].starts if number in _keepers else 0,
             **ring.counters(),
         }
-        for number, ring in _rings.items()
+        for number, ring in rings
     ]
     return result
 
@@ -372,8 +375,9 @@ def _at_exit() -> None:
     current = settings()
     if current.exporter == "off" or flush(current.exit_timeout):
         return
-    waiting = sum(ring.counters().get("in_ring", 0) for ring in _rings.values())
-    lost = sum(ring.counters().get("in_ring", 0) for ring in _rings.values() if ring.private)
+    rings = list(_rings.values())
+    waiting = sum(ring.counters().get("in_ring", 0) for ring in rings)
+    lost = sum(ring.counters().get("in_ring", 0) for ring in rings if ring.private)
     _logger().warning(
         "%d records are not delivered yet (%s); %s",
         waiting,
