@@ -152,7 +152,7 @@ def test_killed_exporters(ring_base: Path, ingest: Ingest, start_host: Start) ->
         environment(ring_base, ingest.url, PICOSTEP_BATCH_RECORDS=str(batch)), "endless", 1, "small", 1
     )
     killed = 0
-    for _ in range(2):
+    for _ in range(times(2, 5)):
         host.wait_for_promise(host.lines // 2 + 1)
         pid = wait_for_exporter(ring_base)
         time.sleep(random.uniform(0.05, 0.3))

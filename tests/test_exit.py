@@ -24,6 +24,7 @@ from workload_oracle import (
     environment,
     exporter_pids,
     rings,
+    totals,
     wait_for_exporter,
     wait_for_no_rings,
 )
@@ -102,6 +103,70 @@ def test_recording_goes_on_after_shutdown(ring_base: Path, ingest: Ingest) -> No
     )
     assert prompts(ingest) == ["1", "2"]
     wait_for_no_rings(ring_base)
+
+
+DAEMONS = """
+import threading, time
+import picostep
+
+def record():
+    while True:
+        for _ in range(50):
+            picostep.send_step("r", prompt="p" * 300, response="r")
+        time.sleep(0.002)
+
+for _ in range(4):
+    threading.Thread(target=record, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_daemon_threads_that_record_to_the_end(ring_base: Path, ingest: Ingest) -> None:
+    done = run_python(DAEMONS, environment(ring_base, ingest.url))
+    assert done.stderr == ""
+    wait_for_no_rings(ring_base)
+    counted = totals(ring_base)
+    assert counted["accepted"] == counted["delivered"] == len(ingest.items()) > 0
+
+
+REENTRANT = """
+import gc, signal
+import picostep
+
+recorded = 0
+
+def record():
+    global recorded
+    recorded += 1
+    picostep.send_step("r", prompt={"messages": ["p"]}, response="r")
+
+class Finalized:
+    def __init__(self):
+        self.cycle = self
+
+    def __del__(self):
+        record()
+
+record()  # what is imported at first use cannot be imported by a handler that interrupts that
+signal.signal(signal.SIGALRM, lambda *_: record())
+gc.set_threshold(5)
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0002)
+for number in range(5000):
+    Finalized()
+    record()
+signal.setitimer(signal.ITIMER_REAL, 0)
+gc.collect()
+assert recorded > 10_000
+assert picostep.flush(20.0)
+stats = picostep.stats()
+assert stats["accepted"] == stats["delivered"] >= recorded, (recorded, stats)
+"""
+
+
+def test_records_made_by_signal_handlers_and_finalizers(ring_base: Path, ingest: Ingest) -> None:
+    """They may come in the middle of any other call, also of one that records."""
+    run_python(REENTRANT, environment(ring_base, ingest.url))
+    assert len(ingest.items()) > 10_000
 
 
 COUNT = """
