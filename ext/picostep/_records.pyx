@@ -427,9 +427,9 @@ cdef inline int set_own_id(Draft *draft, object value, str where, str argument) 
 
 
 cdef inline int set_run_id(Draft *draft, object value, bint required, str where) except -1:
-    set_id(draft, RUN_ID, value, where, "run_id")
+    cdef int accepted = set_id(draft, RUN_ID, value, where, "run_id")
     if draft.text[RUN_ID] == NULL:
-        if required:
+        if required and accepted:
             # In the mode "log" the record is kept, under a run of its own.
             fail(ArgumentError, f"{where}(): run_id must not be empty")
         new_id(draft.record.run_uuid)
