@@ -199,6 +199,7 @@ def sample(ring_base: Path) -> list[dict[str, Any]]:
                 except FileNotFoundError:
                     continue
                 before = ring.counters()
+                ring.rewind()  # to where those counters say that the ring begins
                 count = 0
                 while records := ring.read(1000, 1 << 24):
                     count += len(records)
