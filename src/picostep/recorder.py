@@ -209,7 +209,8 @@ def _start_process(number: int, current: Settings, directory: RingDir) -> bool:
             for name, value in os.environb.items()
             if name not in (b"TCC_API_KEY", b"PYTHONHOME")
         ]
-        # glibc would give the memory of every batch back to the kernel and fetch it again, page by page: half the time.
+        # glibc would give the memory of every batch back to the kernel and fetch it again, page by page:
+        # half the time.
         environment.append(b"MALLOC_TRIM_THRESHOLD_=%d" % (1 << 26))
         try:
             keeper = Keeper(
