@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The floor of a recorded step: the same chain of calls that checks and keeps nothing, two clock reads, a copy.
+"""The floor of a recorded step: the same chain of calls that checks and keeps nothing, two clocks, one copy.
 
 Compiled on demand by workloads.py; not part of the package.
 """
