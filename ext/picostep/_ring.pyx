@@ -341,6 +341,10 @@ cdef struct HostRingState:
     uint64_t stop
 
 
+rings: dict[int, HostRing] = {}
+"""This process's rings by destination; install() and close() keep it in step with the core's own table."""
+
+
 @cython.final
 cdef class HostRing:
     """This process's end of a ring.
@@ -402,12 +406,16 @@ cdef class HostRing:
         cdef Ring *ring = &self.state.ring
         if not 0 <= destination < MAX_DESTINATIONS:
             raise ValueError(f"destination {destination} is out of range")
+        lock(&host.lock)
         if host.ring[destination] != NULL:
+            unlock(&host.lock)
             return False
         self.destination = destination
         ring.next = host.all
         host.all = ring
         host.ring[destination] = ring
+        unlock(&host.lock)
+        rings[destination] = self
         return True
 
     def reserve(self) -> None:
@@ -415,30 +423,45 @@ cdef class HostRing:
         if self.state.ring.fd >= 0 and not self.state.threaded:
             self.state.threaded = start_thread(&self.state.thread, reserve_rest, self.state) == 0
 
-    def close(self) -> None:
-        """Ends this ring: the next record of its destination opens another. Exporters take what is in it."""
+    def close(self) -> dict:
+        """Ends this ring: the next record of its destination opens another. Exporters take what is in it.
+
+        Returns:
+            Its last counters(); empty when it was closed before.
+        """
         cdef Ring *ring
         cdef Ring **link = &host.all
+        cdef Header *header
+        cdef dict counters
         if self.state == NULL or self.state.ring.header == NULL:
-            return
+            return {}
         ring = &self.state.ring
         if self.state.threaded:
+            self.state.threaded = False
             store(&self.state.stop, 1)
             with nogil:
                 join_thread(self.state.thread)
-            self.state.threaded = False
+            if ring.header == NULL:     # another thread closed it meanwhile
+                return {}
+        lock(&host.lock)
         if self.destination >= 0 and host.ring[self.destination] == ring:
             host.ring[self.destination] = NULL
         while link[0] != NULL and link[0] != ring:
             link = &link[0].next
         if link[0] == ring:
             link[0] = ring.next
+        unlock(&host.lock)
+        if rings.get(self.destination) is self:
+            del rings[self.destination]
         lock(&ring.lock)
-        unmap_memory(ring.header, ring.map_size)
-        ring.header = NULL
+        header = ring.header
+        ring.header = NULL              # nothing is appended from here on
+        unlock(&ring.lock)
+        counters = read_counters(header)
+        unmap_memory(header, ring.map_size)
         if ring.fd >= 0:
             close_fd(ring.fd)
-        unlock(&ring.lock)
+        return counters
 
     def __dealloc__(self):
         # Rings live as long as the process: their memory is given back by close() or by the end of the

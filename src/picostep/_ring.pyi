@@ -46,11 +46,13 @@ class HostRing:
     def reserve(self) -> None:
         """Give the rest its space and its pages, from a thread of its own."""
 
-    def close(self) -> None:
-        """End this ring; what is in it stays in the file."""
+    def close(self) -> dict[str, Any]:
+        """End this ring; what is in it stays in the file. Return its last counters."""
 
     def counters(self) -> dict[str, Any]:
         """Return what `RingReader.counters()` does; {} when the ring is closed."""
+
+rings: dict[int, HostRing]
 
 @final
 class RingReader:

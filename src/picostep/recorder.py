@@ -17,6 +17,7 @@ from time import monotonic, sleep
 from picostep import _records, _ring
 from picostep import config as _config
 from picostep._keeper import Keeper
+from picostep._ring import rings as _rings
 from picostep.config import Destination, Settings
 from picostep.errors import ConfigError
 from picostep.ringdir import EXTERNAL, base, open_dir
@@ -27,7 +28,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from logging import Logger
 
-    from picostep._ring import HostRing
     from picostep.ringdir import RingDir
 
 # The core finds these two here, by name.
@@ -46,7 +46,6 @@ _settings: Settings | None = None
 _default: int = -1
 _destinations: list[Destination] = []
 _numbers: dict[tuple[object, ...], int] = {}
-_rings: dict[int, HostRing] = {}
 _keepers: dict[int, Keeper] = {}
 _threads: dict[int, object] = {}
 _retired: list[dict[str, object]] = []
@@ -175,7 +174,6 @@ def _open_ring(number: int, current: Settings) -> None:
         if directory is not None:
             directory.close()
         return
-    _rings[number] = ring
     if not _at_exit_known:
         _at_exit_known = True
         atexit.register(_at_exit)
@@ -325,12 +323,9 @@ def shutdown(timeout: float) -> bool:
     done = flush(timeout)
     for keeper in list(_keepers.values()):
         keeper.stop()
-    for number, ring in list(_rings.items()):
+    for ring in list(_rings.values()):
         if not ring.private:  # a private ring is all there is of its records
-            _retired.append(ring.counters())
-            ring.close()
-            if _rings.get(number) is ring:
-                del _rings[number]
+            _retired.append(ring.close())
     return done
 
 
