@@ -56,6 +56,28 @@ def artifact(session: nox.Session) -> None:
 
 
 @nox.session
+def sanitize(session: nox.Session) -> None:
+    """The tests on a core built with AddressSanitizer and UndefinedBehaviorSanitizer (gcc, Linux)."""
+    session.install("setuptools", "wheel", "cython")
+    session.install(".[test]")
+    session.install(
+        "--no-deps", "--force-reinstall", "--no-build-isolation", ".", env={"PICOSTEP_BUILD_SANITIZE": "1"}
+    )
+    libraries = [
+        str(session.run("gcc", f"-print-file-name={name}", silent=True, external=True)).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    # Leaks are looked for by tests of their own: the interpreter itself keeps what LeakSanitizer would report.
+    env = {
+        "LD_PRELOAD": " ".join(libraries),
+        "PYTHONMALLOC": "malloc",
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:handle_segv=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    }
+    session.run("python", "-m", "pytest", "-o", "timeout=400", *session.posargs, env=env)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """What a step costs its caller, beside its baselines, interleaved."""
     session.install(".", "cython", "setuptools")
