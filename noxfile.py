@@ -67,7 +67,7 @@ def sanitize(session: nox.Session) -> None:
         str(session.run("gcc", f"-print-file-name={name}", silent=True, external=True)).strip()
         for name in ("libasan.so", "libubsan.so")
     ]
-    # Leaks are looked for by tests of their own: the interpreter itself keeps what LeakSanitizer would report.
+    # Tests of their own look for leaks: the interpreter itself keeps what LeakSanitizer would report.
     env = {
         "LD_PRELOAD": " ".join(libraries),
         "PYTHONMALLOC": "malloc",
