@@ -135,6 +135,7 @@ static inline void *ps_map(int fd, size_t n) {
 static inline void ps_unmap(void *p, size_t n) { (void)n; VirtualFree(p, 0, MEM_RELEASE); }
 #else
 #define PS_SHARED 1
+#define PS_SPARE (UINT64_C(64) << 20)
 typedef pthread_t ps_thread;
 /* A thread of ours must not run the host's signal handlers. */
 static inline int ps_start_thread(ps_thread *t, void *(*run)(void *), void *arg) {
@@ -174,8 +175,19 @@ static inline void *ps_map(int fd, size_t n) {
 }
 static inline void ps_unmap(void *p, size_t n) { munmap(p, n); }
 
+/* Whether n bytes can be taken without filling the file system up: others in this machine live on /dev/shm, too. */
+static inline int ps_leaves_room(int fd, uint64_t n) {
+    struct statvfs fs;
+    uint64_t spare;
+    if (fstatvfs(fd, &fs)) return 1;
+    spare = (uint64_t)fs.f_blocks * fs.f_frsize / 8;
+    if (spare > PS_SPARE) spare = PS_SPARE;
+    return (uint64_t)fs.f_bavail * fs.f_frsize >= n + spare;
+}
+
 /* Gives a part of the file its space, so that no store into it can meet a full file system (SIGBUS). 0 or an errno. */
 static inline int ps_reserve(int fd, uint64_t from, uint64_t n) {
+    if (!ps_leaves_room(fd, n)) return ENOSPC;
 #if defined(__linux__)
     int err;
     do { err = posix_fallocate(fd, (off_t)from, (off_t)n); } while (err == EINTR);

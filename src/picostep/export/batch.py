@@ -83,10 +83,7 @@ class Batch:
         self._dropped.setdefault(index, reason)
 
     def release(self, settled: int) -> bool:
-        """
-        Let the rings forget the parts that lie within the first `settled` records; return whether there
-        were any.
-        """
+        """Let the rings forget the parts within the first `settled` records; return if there were any."""
         before = self._released
         while self._parts and self._parts[0].stop <= settled:
             ring, stop, position = self._parts.popleft()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from picostep._ring import RingError
-from picostep.ringdir import NEW_PREFIX
+from picostep.ringdir import NEW_PREFIX, RING_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,10 +49,7 @@ class Inbox:
         """See what has changed; cheap enough to be called all the time."""
 
     def fill(self, batch: Batch) -> None:
-        """
-        Add the records that are there, as far as the batch has room, beginning with another ring each
-        time.
-        """
+        """Add the records that are there and find room, beginning with another ring each time."""
         self._rings.rotate(-1)
         for ring in tuple(self._rings):
             if batch.full:
@@ -61,9 +58,7 @@ class Inbox:
                 self._found_empty(ring)
 
     def announce(self, text: str) -> None:
-        """
-        Show a text as the last error in the `stats()` of every host, also of those to come; "" clears it.
-        """
+        """Show a text as the last error in the `stats()` of all hosts, also those to come; "" clears it."""
         if text != self._notice:
             self._notice = text
             for ring in self._rings:
@@ -74,13 +69,14 @@ class Inbox:
             self._rings.pop().close()
 
     def _found_empty(self, ring: RingReader) -> None:
-        """Take note that a ring has nothing to read and nothing that is read and not released."""
+        """Take note that a ring has nothing more to read, and nothing that is read and not released."""
+        if ring.backlog:
+            ring.release(ring.position, 0)  # what was there is damaged, and is counted now
 
 
 class DirectoryInbox(Inbox):
     """
-    The rings of a directory, of which the caller holds the lock: those of dead processes are emptied and
-    removed.
+    The rings of a directory, of which the caller holds the lock; those of dead processes are removed.
 
     Args:
         directory: Stays open; it belongs to the caller.
@@ -101,33 +97,40 @@ class DirectoryInbox(Inbox):
         return len(self._dead) < len(self._rings)
 
     def refresh(self) -> None:
-        """
-        Open new rings and see whose process is alive, if the directory has changed or half a second is
-        over.
-        """
+        """Open new rings and see whose process is alive, at changes of the directory and twice a second."""
         now = time.monotonic()
         changed_ns = os.fstat(self._directory.fd).st_mtime_ns
         if changed_ns == self._changed_ns and now < self._scan_at:
             return
         self._changed_ns = changed_ns
         self._scan_at = now + _SCAN_EVERY
-        known = {ring.name for ring in self._rings}
-        for name in self._directory.ring_names():
-            if name not in known:
-                self._open(name)
+        self._open_new()
         self._dead.update(ring for ring in self._rings if not ring.alive())
         if now >= self._clean_at:
             self._clean_at = now + _STALE_AFTER
             self._remove_stale()
 
     def _found_empty(self, ring: RingReader) -> None:
+        super()._found_empty(ring)
         if ring in self._dead and ring.drained:
-            ring.release(ring.position, 0)  # counts what was found damaged after the last record
+            ring.release(ring.position, 0)  # damage may be known from the counters alone
             self._totals.add(ring)
             self._remove(ring.name)
             self._rings.remove(ring)
             self._dead.remove(ring)
             ring.close()
+
+    def _open_new(self) -> None:
+        known = {ring.name for ring in self._rings}
+        for name in self._names():
+            if name.endswith(RING_SUFFIX) and name not in known:
+                self._open(name)
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self._directory.fd)
+        except OSError:  # no descriptors left: the next scan will tell
+            return []
 
     def _open(self, name: str) -> None:
         try:
@@ -135,7 +138,7 @@ class DirectoryInbox(Inbox):
         except RingError as error:
             self._skip(name, error)
         except OSError:
-            pass  # gone, or no descriptors left: the next scan will tell
+            pass  # gone, or no descriptors left
         else:
             ring.note(self._notice)
             self._rings.append(ring)
@@ -145,9 +148,8 @@ class DirectoryInbox(Inbox):
         if name not in self._unreadable:
             log.warning("cannot read ring %s: %s", name, error)
             self._unreadable.add(name)
-        if not self._is_held(
-            name
-        ):  # it may be one of a newer version, waiting for an exporter of that version
+        # One that is held may be of a newer version, and wait for an exporter of that version.
+        if not self._is_held(name):
             self._set_aside(name)
 
     def _set_aside(self, name: str) -> None:
@@ -156,7 +158,7 @@ class DirectoryInbox(Inbox):
         with suppress(OSError):
             os.rename(name, f"{name}{_ASIDE}", src_dir_fd=fd, dst_dir_fd=fd)
             self._totals.count_damaged()
-            aside = [name for name in os.listdir(fd) if name.endswith(_ASIDE)]
+            aside = [name for name in self._names() if name.endswith(_ASIDE)]
             aside.sort(key=lambda name: os.stat(name, dir_fd=fd, follow_symlinks=False).st_ctime_ns)
             for name in aside[:-_KEEP_ASIDE]:
                 self._remove(name)
@@ -166,7 +168,7 @@ class DirectoryInbox(Inbox):
             self._directory.unlink(name)
 
     def _remove_stale(self) -> None:
-        for name in os.listdir(self._directory.fd):
+        for name in self._names():
             if name.startswith(NEW_PREFIX) and self._age(name) > _STALE_AFTER and not self._is_held(name):
                 self._remove(name)
 
@@ -217,7 +219,9 @@ class _Totals:
     def __init__(self, directory: RingDir) -> None:
         self._directory = directory
         self._counters: dict[str, Any] = {"rings": 0, "damaged_rings": 0, "dropped": {}, "last_ring": ""}
-        self._counters.update(self._load())
+        loaded = self._load()
+        _add(self._counters, loaded)
+        self._counters["last_ring"] = loaded.get("last_ring")
 
     def add(self, ring: RingReader) -> None:
         if ring.name == self._counters["last_ring"]:
@@ -235,8 +239,8 @@ class _Totals:
             fd = os.open(self._NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory.fd)
             with open(fd, "rb") as file:
                 return dict(json.load(file))
-        except (OSError, ValueError, TypeError):
-            return {}
+        except (OSError, ValueError, TypeError, RecursionError):
+            return {}  # missing, or not what we have written
 
     def _save(self) -> None:
         """Replace the file. Where that fails the sums stay in memory, and the next attempt writes them."""
@@ -252,8 +256,9 @@ class _Totals:
 
 
 def _add(sums: dict[str, Any], counters: dict[str, Any]) -> None:
+    """Add the counters that are counters, among others, to those of the same name."""
     for key, value in counters.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(sums.get(key, {}), dict):
             _add(sums.setdefault(key, {}), value)
-        elif isinstance(value, int) and key != "in_ring":
+        elif isinstance(value, int) and isinstance(sums.get(key, 0), int) and key != "in_ring":
             sums[key] = sums.get(key, 0) + value

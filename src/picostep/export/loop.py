@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +26,8 @@ _LONGEST_PAUSE = 0.05  # … when nothing has come for a while
 _CHECK_EVERY = 0.5  # seconds between looks at the rings while sinks fail
 _GIVE_UP_AFTER = 600.0  # seconds without progress and without a living host
 
+log = logging.getLogger(__name__)
+
 
 class Stop(Protocol):
     """Tells the exporter to end; a `threading.Event` is one."""
@@ -38,11 +42,9 @@ class Exporter:
     """
     Moves records from rings to sinks until there are no more to come or it is told to stop.
 
-    It never raises because of a record, a ring or a sink. Records leave their ring when every sink has
-    taken them;
-    what is under way when it stops stays in the rings for the next exporter. Knows nothing of signals or
-    of the
-    process it runs in.
+    It never raises because of a record, a ring or a sink. Records leave their ring when every sink has taken
+    them; what is under way when it stops stays in the rings for the next exporter. It knows nothing of
+    signals, nor of the process it runs in.
 
     Thread-safety: `run()` belongs to one thread; `stop` may be set by any.
 
@@ -103,6 +105,10 @@ class Exporter:
                 else:
                     self._stop.wait(pause)
                     pause = min(pause * 1.5, _LONGEST_PAUSE)
+        except Exception as error:  # a mistake of ours; its text may quote a record
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("exporter failed: %s at %s:%s", type(error).__name__, place.filename, place.lineno)
+            raise
         finally:
             self.close()
 
@@ -128,9 +134,8 @@ class Exporter:
                 return True
             if self._stop.is_set() or self._abandoned():
                 return False
-            self._stop.wait(
-                min(_CHECK_EVERY, *(outlet.delay() for outlet in self._outlets if not outlet.done))
-            )
+            delay = min(outlet.delay() for outlet in self._outlets if not outlet.done)
+            self._stop.wait(min(delay, _CHECK_EVERY))
             for inbox in self._inboxes:
                 inbox.refresh()
 

@@ -123,10 +123,7 @@ class Outlet:
         self._log(message)
 
     def _fail(self, reason: str, after: float | None = None) -> None:
-        """
-        Wait before the next attempt: as long as the receiver asked, else at random up to a limit that
-        grows.
-        """
+        """Wait before the next attempt: as asked, else at random, up to a limit that grows."""
         limit = min(_FIRST_DELAY * 2.0 ** min(self._failures, 30), _LONGEST_DELAY)
         delay = random.uniform(0.0, limit) if after is None else max(after, _FIRST_DELAY)
         self._failures += 1

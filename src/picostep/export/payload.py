@@ -1,9 +1,8 @@
 """
 What goes over the network: the JSON of a record.
 
-`wire()` and `encode()` give the form of The Context Company's ingest, `local()` and `encode_local()` the
-same and
-whatever else is known of the record, for files and streams of one's own.
+`wire()` and `encode()` give the form of The Context Company's ingest; `local()` and `encode_local()` give the
+same and whatever else is known of the record, for files and streams of one's own.
 """
 
 from __future__ import annotations
@@ -50,9 +49,8 @@ def wire(record: Record) -> dict[str, Any]:
     Return the object that the ingest takes for a record: a step, run or tool call, or the body of a feedback.
 
     A key that is not set is absent. Values are those of the record, except that the status message is
-    redacted
-    and metadata merged: a cost may be a `Decimal` and a text a `JSONText`, which stands for the JSON value
-    in it.
+    redacted and metadata merged: a cost may be a `Decimal`, and a text a `JSONText`, which stands for the
+    JSON value in it.
     """
     return _WIRE[record["kind"]](record)
 
@@ -64,7 +62,7 @@ def encode(record: Record) -> bytes:
     Numbers are exact. Lone surrogates, which UTF-8 cannot hold, become `\\udXXX` escapes.
 
     Raises:
-        Exception: Whatever a damaged record leads to; the type says nothing.
+        Exception: Of any type, for a damaged record.
     """
     return _dumps(wire(record))
 

@@ -1,8 +1,8 @@
 """
 The exporter as a process of its own.
 
-Started by a host's keeper with its configuration on standard input and the lock of the ring directory as
-an open descriptor.
+Started by a host's keeper, with its configuration on standard input and the lock of the ring directory as an
+open descriptor.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ import re
 
 __all__ = ["redact"]
 
-# A secret ends at white space, a quote or closing punctuation. One bracket after it is swallowed, as in
-# `[key=abc]`.
+# A secret ends at white space, a quote or closing punctuation; one bracket after it goes too ("[key=abc]").
 _TOKEN = r"""[^\s"',;})\]]+\]?"""
 _BASE64 = r"[A-Za-z0-9+/=]{12,}\]?"
 _HEADER = r"\bAuthorization\s*[:=]\s*"
@@ -24,10 +23,9 @@ _NAMES = "|".join(
     )
 )
 
-# Applied in this order, each to the result of the one before: a header must be seen whole before its
-# scheme alone,
-# and both before the assignments. No pattern can backtrack over a text more than once: every repetition ends
-# at a character that it cannot contain itself.
+# Applied in this order, each to the result of the one before: a header must be seen whole before its scheme
+# alone, and both before the assignments. Time is linear: where a pattern fails or ends, no later match can
+# begin inside what it has looked at, but for a bounded number.
 _RULES = [
     (re.compile(pattern, flags), replacement)
     for pattern, replacement, flags in (
@@ -48,10 +46,7 @@ _RULES = [
 
 
 def redact(text: str) -> str:
-    """
-    Return the text with secrets replaced by `[REDACTED]`: auth headers, assigned keys, URL passwords,
-    known keys.
-    """
+    """Return the text with `[REDACTED]` for auth headers, assigned keys, URL passwords and known keys."""
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text

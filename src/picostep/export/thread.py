@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ __all__ = ["export_private", "export_shared"]
 
 BREAK_EVERY = 0.0003  # seconds of work between breaks in which the host's threads get the GIL
 LOCK_EVERY = 0.5  # seconds between attempts to become the exporter
+RESTART_AFTER = 1.0  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +38,13 @@ _held: list[Callable[[], None]] = []  # close what a forked child must not keep:
 
 def export_private(ring: HostRing, destination: Destination, settings: Settings) -> None:
     """Export a ring in this process's own memory, for good."""
-    reader = RingReader.of_private(ring)
     try:
         sinks = open_sinks(destination)
     except ConfigError as error:
         log.error("cannot export: %s", error)
-        reader.note(str(error))
+        RingReader.of_private(ring).note(str(error))
         return
-    _exporter((), sinks, settings, rings=(reader,)).run()
+    _run_for_good(lambda: _exporter((), sinks, settings, rings=(RingReader.of_private(ring),)))
 
 
 def export_shared(path: str, destination: Destination, settings: Settings) -> None:
@@ -60,9 +61,7 @@ def export_shared(path: str, destination: Destination, settings: Settings) -> No
         _held.remove(release)
         release()
         return
-    exporter = _exporter((directory,), sinks, settings)
-    _held.append(exporter.close)
-    exporter.run()
+    _run_for_good(lambda: _exporter((directory,), sinks, settings))
 
 
 def _exporter(
@@ -80,6 +79,17 @@ def _exporter(
         batch_bytes=settings.batch_bytes,
         break_every=BREAK_EVERY,
     )
+
+
+def _run_for_good(make: Callable[[], Exporter]) -> None:
+    """Run one exporter after another: none ends unless by a mistake, which must not be the end."""
+    while True:
+        exporter = make()
+        _held.append(exporter.close)
+        with suppress(Exception):  # it has logged it
+            exporter.run()
+        _held.remove(exporter.close)
+        time.sleep(RESTART_AFTER)
 
 
 def _wait_for_lock(directory: RingDir) -> int:

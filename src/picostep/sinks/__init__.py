@@ -52,9 +52,8 @@ class RetryLater(Undelivered):
     Raised when the receiver does not take records now; the same records are offered again later.
 
     Args:
-        after: Seconds that the receiver asked to wait, or None; at most 300 are honoured, and what is
-            negative or
-            not finite counts as None.
+        after: Seconds that the receiver asked to wait, or None. At most 300 are honoured; what is negative
+            or not finite counts as None.
     """
 
     LONGEST = 300.0

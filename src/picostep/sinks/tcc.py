@@ -53,9 +53,8 @@ class TccSink:
     """
     Posts steps, runs and tool calls as one batch, and feedback one by one.
 
-    A 2xx alone is success: redirects are not followed, certificates always checked. The key and the URLs
-    are in no
-    exception, log line or repr.
+    A 2xx alone is success: redirects are not followed, certificates always checked. The key and the URLs are
+    in no exception, log line or repr.
 
     Args:
         destination: With key and both URLs.
@@ -74,9 +73,8 @@ class TccSink:
         Post the records in their order.
 
         Raises:
-            RetryLater: No answer, or one that may change: 408, 429 and 5xx with their Retry-After, 3xx,
-                401, 403 and
-                all others. `delivered` counts what earlier requests of the same call have brought over.
+            RetryLater: No answer, or one that may change: 408, 429 and 5xx with their Retry-After, and all
+                others. `delivered` counts what earlier requests of the same call have brought over.
 
             Rejected: 400, 413 or 422; likewise.
         """
@@ -119,13 +117,7 @@ class _Client:
         self._managers: dict[str | None, urllib3.PoolManager] = {}
 
     def post(self, url: str, body: bytes) -> None:
-        """
-        Return on 2xx.
-
-        Raises:
-            RetryLater:
-            Rejected:
-        """
+        """Return on 2xx; raises RetryLater or Rejected."""
         failure = None
         try:
             with _urllib3_muted():
