@@ -27,11 +27,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from logging import Logger
 
+    from decimal import Decimal
+
     from picostep._ring import HostRing
     from picostep.ringdir import RingDir
 
 # The core finds these two here, by name.
-__all__ = ["default_destination", "destination", "disjoint", "misused", "open_ring", "to_ns"]
+__all__ = ["cost", "default_destination", "destination", "disjoint", "misused", "open_ring", "to_ns"]
 
 MAX_DESTINATIONS = 64
 FLUSH_TIMEOUT = 30.0
@@ -114,6 +116,16 @@ def _number(wanted: Destination) -> int:
         )
     _destinations.append(wanted)
     return len(_destinations) - 1
+
+
+def cost(step: dict[str, object]) -> tuple[Decimal | None, str]:
+    """Return what a step costs in US dollars, and the status of that; raises ConfigError if settings are wrong."""
+    from picostep.prices import current, price_step
+    from picostep.prices.overrides import Overrides
+
+    overrides = Overrides.from_plain(settings().prices) if settings().prices else None
+    found = price_step(step, overrides, current())
+    return found.usd, found.status
 
 
 def misused(kind: str, message: str) -> None:

@@ -1,0 +1,59 @@
+"""What each step cost: computed once, when its record leaves the ring."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from picostep.errors import PicostepError
+from picostep.prices import Cost, current, price_step
+from picostep.prices.overrides import Overrides
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from picostep.config import Destination
+    from picostep.export.payload import Record
+
+__all__ = ["Pricer"]
+
+_MOST_NAMES = 1000  # of models without a price that are remembered as logged
+
+log = logging.getLogger(__name__)
+
+
+class Pricer:
+    """
+    Adds `cost_pico`, `cost_status` and `price_table` to the records of steps.
+
+    Args:
+        destination: Its prices win over the table.
+    """
+
+    def __init__(self, destination: Destination) -> None:
+        self._overrides = Overrides.from_plain(destination.prices) if destination.prices else None
+        self._unknown: set[str] = set()
+
+    def price(self, records: Sequence[Record]) -> None:
+        """Price those of the records that are steps."""
+        table = current()
+        for record in records:
+            if record["kind"] == "step":
+                try:
+                    cost = price_step(record, self._overrides, table)
+                except PicostepError:  # a damaged ring may hold any number
+                    cost = Cost(None, "invalid_usage", table.id)
+                if cost.pico is not None:
+                    record["cost_pico"] = cost.pico
+                record["cost_status"] = sys.intern(cost.status)
+                record["price_table"] = cost.table
+                if cost.status in ("unknown_model", "unknown_provider"):
+                    self._log_once(record, cost.status)
+
+    def _log_once(self, record: Record, status: str) -> None:
+        model = record.get("model_used") or record.get("model_requested") or ""
+        name = f"{record.get('provider', '')}/{model}"
+        if name not in self._unknown and len(self._unknown) < _MOST_NAMES:
+            self._unknown.add(name)
+            log.warning("no price for model %.200r (%s): its steps have no cost", name.lstrip("/"), status)
