@@ -216,7 +216,11 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # its sender was killed: not a request
+            self.close_connection = True
+            return
         headers = {name.lower(): value for name, value in self.headers.items()}
         assert self.command
         request = Request(self.command, self.path, headers, body, self.number, time.monotonic())

@@ -651,3 +651,9 @@ picostep.configure(exit_timeout=0)
     ended = run_python(code, settings)
     assert "cannot open" in ended.stdout
     assert "a\\rb" not in ended.stderr
+
+
+def test_stdout_is_the_hosts(ring_base: Path) -> None:
+    env = {"PICOSTEP_TO": "stdout", "PICOSTEP_DIR": str(ring_base)}
+    lines = run_python(HOST, env, args=("3",)).stdout.splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["0", "1", "2"]

@@ -136,6 +136,15 @@ def test_rejected(ingest: Ingest, sink: TccSink, status: int) -> None:
         sink.deliver([step()])
 
 
+@pytest.mark.parametrize("status", [404, 405, 410])
+def test_receiver_without_feedback_holds_up_nothing(ingest: Ingest, sink: TccSink, status: int) -> None:
+    ingest.script(Reply(), Reply(status=status))
+    with pytest.raises(Rejected) as raised:
+        sink.deliver([step(), feedback(text="x"), step()])
+    assert raised.value.delivered == 1
+    assert sink.deliver([step()]) == {}
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(ingest: Ingest, sink: TccSink, status: int) -> None:
     ingest.default = Reply(status=status, headers={"Location": f"{ingest.url}/elsewhere"})

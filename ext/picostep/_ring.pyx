@@ -10,6 +10,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
+from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -62,6 +63,7 @@ cdef enum:
     BYTE_ORDER = 0x01020304
     MAX_FDS = 256
 
+cdef uint64_t MAX_POSITION = <uint64_t>1 << 62      # sums of positions and sizes do not overflow
 cdef uint64_t MIN_FRAME = sizeof(Frame) + sizeof(Record)
 cdef uint64_t MAGIC = 0x5045545350434950     # "PICPSTEP" as bytes of a little-endian word
 
@@ -608,6 +610,8 @@ cdef dict decode(const Frame *frame):
             if record.has_tokens & (1 << i):
                 out[TOKENS[i]] = record.tokens[i]
         if record.flags & COST_FLOAT:
+            if not (isfinite(record.cost) and record.cost >= 0):
+                raise Damaged
             out["real_total_cost"] = record.cost
         if record.first_token_ns:
             out["first_token_ns"] = record.first_token_ns
@@ -620,12 +624,14 @@ cdef dict decode(const Frame *frame):
     return out
 
 
-cdef object decode_cost(str text):
+cdef object decode_cost(object text):
     from decimal import Decimal, InvalidOperation
     try:
         value = int(text) if text.isdecimal() else Decimal(text)
     except (ValueError, InvalidOperation):
         raise Damaged from None
+    if isinstance(value, Decimal) and not (value.is_finite() and value >= 0):
+        raise Damaged
     return value
 
 
@@ -712,12 +718,14 @@ cdef class RingReader:
     cdef int resume(self) except -1:
         cdef Header *header = self.header
         self.released = load(&header.tail)
+        if self.released > MAX_POSITION:
+            self.released = 0
         self.cursor = (self.released + 7) & ~<uint64_t>7
         # Whatever the exporter before us counted is what it took out. One that died while it counted has left
         # records with lower numbers at the tail: they are passed over.
         self.next_seq = header.delivered + header.encode_error + header.rejected + header.corrupt
         self.fresh = True
-        self.slack = 0 if self.released <= load(&header.head) else self.capacity // MIN_FRAME
+        self.slack = 0 if load(&header.tail) <= load(&header.head) else self.capacity // MIN_FRAME
         self.losses = []
         return 0
 
@@ -787,7 +795,7 @@ cdef class RingReader:
         cdef uint8_t *larger
         if n > limit - offset:
             n = limit - offset
-        if self.buffer_at <= position and position + n <= self.buffer_at + self.buffer_n:
+        if position - self.buffer_at < self.buffer_n and n <= self.buffer_n - (position - self.buffer_at):
             return n
         want = max(n, min(<uint64_t>READ_CHUNK, limit - offset))
         if want > self.buffer_size:
@@ -819,16 +827,20 @@ cdef class RingReader:
             head = load(&self.header.head)
             if head < self.cursor and not self.adopted:
                 return None
-            if head > self.cursor + limit:      # nonsense in the header: look as far as a ring can reach
-                head = self.cursor + limit
+            if head > self.released + limit:    # nonsense in the header: look as far as a ring can reach
+                head = self.released + limit
             if self.cursor >= head:
                 # A host that was killed between the commit and the store of its head left one more.
                 self.end = self.cursor + limit // 2
-                if not self.adopted or self.word(self.cursor, limit) != self.nonce + self.cursor:
+                if not self.adopted:
+                    return None
+                word = self.word(self.cursor, limit)
+                if word != self.nonce + self.cursor and word != ~(self.nonce + self.cursor):
                     return None
                 end = self.end
             else:
-                end = self.end = head
+                # Of a dead host, a frame that is committed counts, wherever the head may be.
+                end = self.end = self.released + limit if self.adopted else head
             there = self.fetch(self.cursor, sizeof(Frame), limit)
             if there >= 8:
                 word = self.word(self.cursor, limit)
@@ -841,6 +853,7 @@ cdef class RingReader:
                     there = frame.size
                     if (there % 8 == 0 and MIN_FRAME <= there <= end - self.cursor
                             and there <= max(limit, self.capacity) // 4
+                            and self.cursor % limit + there <= self.capacity
                             and self.fetch(self.cursor, there, limit) == there):
                         frame = <Frame *>(self.buffer + (self.cursor - self.buffer_at))
                         # Numbers have no holes but where damage was skipped, and no larger ones than that.
@@ -909,6 +922,7 @@ cdef class RingReader:
             store(&self.header.torn, load(&self.header.torn) + accepted - self.next_seq)
         self.slack = 0
         store(&self.header.accepted, self.next_seq)
+        store(&self.header.head, self.cursor)
         return 0
 
     def rewind(self) -> None:

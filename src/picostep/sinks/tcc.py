@@ -35,6 +35,7 @@ _LONGEST_ANSWER = 64 * 1024  # bytes that are read of a response to keep its con
 _ANSWER_DEADLINE = 10.0  # seconds for the same
 
 _NEVER = frozenset({400, 413, 422})
+_NO_FEEDBACK = frozenset({404, 405, 410})  # a receiver that knows runs and steps only
 _BUSY = frozenset({408, 429, *range(500, 600)})
 
 # The first that fits.
@@ -77,12 +78,13 @@ class TccSink:
             RetryLater: No answer, or one that may change: 408, 429 and 5xx with their Retry-After, and all
                 others. `delivered` counts what earlier requests of the same call have brought over.
 
-            Rejected: 400, 413 or 422; likewise.
+            Rejected: 400, 413 or 422; for feedback also 404, 405 or 410, so that a receiver that takes none
+                does not hold up the steps. Likewise.
         """
         unencodable: dict[int, str] = {}
         for first, url, body in self._requests(records, unencodable):
             try:
-                self._client.post(url, body)
+                self._client.post(url, body, _NEVER | _NO_FEEDBACK if url == self._feedback_url else _NEVER)
             except Undelivered as answer:
                 answer.delivered = first
                 answer.unencodable = {index: why for index, why in unencodable.items() if index < first}
@@ -117,8 +119,8 @@ class _Client:
         }
         self._managers: dict[str | None, urllib3.PoolManager] = {}
 
-    def post(self, url: str, body: bytes) -> None:
-        """Return on 2xx; raises RetryLater or Rejected."""
+    def post(self, url: str, body: bytes, never: frozenset[int]) -> None:
+        """Return on 2xx; raises Rejected for a status of `never`, RetryLater for the others."""
         failure = None
         try:
             with _urllib3_muted():
@@ -138,7 +140,7 @@ class _Client:
         # Raised out here: the exception above names the URL, and would be the context of this one.
         if failure is not None:
             raise RetryLater(failure)
-        _judge(response)
+        _judge(response, never)
 
     def close(self) -> None:
         for manager in self._managers.values():
@@ -175,11 +177,11 @@ def _finish(response: urllib3.BaseHTTPResponse) -> None:
     response.close()
 
 
-def _judge(response: urllib3.BaseHTTPResponse) -> None:
+def _judge(response: urllib3.BaseHTTPResponse, never: frozenset[int]) -> None:
     status = response.status
     if 200 <= status < 300:
         return
-    if status in _NEVER:
+    if status in never:
         raise Rejected(f"http {status}")
     after = _retry_after(response.headers.get("Retry-After", "")) if status in _BUSY else None
     raise RetryLater(f"http {status}", after)

@@ -1,0 +1,191 @@
+"""A ring file as `_ring.pxd` documents it, read with nothing but `struct`; and rings made to be read."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import picostep
+from picostep import recorder
+from picostep._ring import HostRing, RingReader
+from picostep.ringdir import RingDir, base, destinations, open_dir
+
+KIB = 1024
+SMALLEST = 64 * KIB
+"""Bytes of data in the smallest ring."""
+
+HEADER_SIZE = 4096
+FRAME = struct.Struct("=QIBBHQ")
+RECORD = struct.Struct("=4q3qd16s16sHHHBB")
+TEXT = struct.Struct("=BBBxIQ")
+WORD = struct.Struct("=Q")
+
+# Offsets of the header's words.
+HEADER = {
+    "magic": 0,
+    "version": 8,
+    "capacity": 16,
+    "nonce": 24,
+    "created_ns": 32,
+    "pid": 40,
+    "limit": 64,
+    "ready": 72,
+    "head": 80,
+    "accepted": 88,
+    "shed": 96,
+    "shortened": 104,
+    "ring_full": 112,
+    "epoch": 128,
+    "tail": 136,
+    "delivered": 144,
+    "encode_error": 152,
+    "rejected": 160,
+    "corrupt": 168,
+    "torn": 176,
+    "last_error": 192,
+}
+MASK = 2**64 - 1
+KINDS = {1: "step", 2: "run", 3: "tool_call", 4: "feedback"}
+
+
+def header(raw: bytes) -> dict[str, int]:
+    """The header's words by name."""
+    return {name: WORD.unpack_from(raw, at)[0] for name, at in HEADER.items()}
+
+
+def put(raw: bytes | bytearray, name: str, value: int) -> bytes:
+    """The file with another word in its header."""
+    changed = bytearray(raw)
+    WORD.pack_into(changed, HEADER[name], value & MASK)
+    return bytes(changed)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One committed frame."""
+
+    position: int
+    at: int
+    """Offset in the file."""
+    size: int
+    kind: str
+    flags: int
+    seq: int
+    texts: tuple[tuple[int, int, int, int], ...]
+    """Slot, width, bytes and offset in the file of each."""
+
+
+def frames(raw: bytes) -> list[Frame]:
+    """All frames between tail and head; fails if they do not join."""
+    words = header(raw)
+    position, found = words["tail"], []
+    while position < words["head"]:
+        at = HEADER_SIZE + position % words["limit"]
+        (commit,) = WORD.unpack_from(raw, at)
+        if commit == ~(words["nonce"] + position) & MASK:
+            position += words["limit"] - position % words["limit"]
+            continue
+        assert commit == (words["nonce"] + position) & MASK
+        _, size, kind, texts, flags, seq = FRAME.unpack_from(raw, at)
+        assert size % 8 == 0
+        entry = at + FRAME.size + RECORD.size
+        text_at, entries = entry + texts * TEXT.size, []
+        for number in range(texts):
+            slot, width, _, length, _ = TEXT.unpack_from(raw, entry + number * TEXT.size)
+            entries.append((slot, width, length, text_at))
+            text_at += -(-length // 8) * 8
+        assert text_at == at + size
+        found.append(Frame(position, at, size, KINDS[kind], flags, seq, tuple(entries)))
+        position += size
+    assert position == words["head"]
+    return found
+
+
+class Rig:
+    """
+    This process's recorder with a ring of a chosen size in a directory of the test's, and no exporter.
+
+    Attributes:
+        ring: The host's end.
+
+        capacity: Its size, None for that of the settings.
+
+        path: The file.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        picostep.configure(to="stdout", dir=str(directory), exporter="off")
+        self.number = recorder.default_destination()
+        self.renew(None)
+
+    def renew(self, capacity: int | None, *, reserve: bool = True) -> None:
+        """Replace the ring; with a capacity that the settings would not allow, too."""
+        picostep.shutdown(0)
+        self.capacity = capacity
+        for old in self.directory.rglob("*.ring"):
+            old.unlink()
+        if capacity is None:
+            recorder.open_ring(self.number)
+            self.ring = recorder._rings[self.number]
+        else:
+            directory = self.directory / "made"
+            directory.mkdir(exist_ok=True, mode=0o700)
+            fd = os.open(directory / "1-made.ring", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.ring = HostRing(fd, capacity)
+            assert self.ring.install(self.number)
+            recorder._rings[self.number] = self.ring
+            if reserve:
+                self.ring.reserve()
+        (self.path,) = self.directory.rglob("*.ring")
+
+    def raw(self) -> bytes:
+        return self.path.read_bytes()
+
+    def reader(self) -> RingReader:
+        return RingReader(str(self.path))
+
+    def check(self) -> dict[str, Any]:
+        """Counters; fails unless accepted = delivered + what lies in the ring + what was dropped since."""
+        counters = self.ring.counters()
+        lost = sum(count for reason, count in counters["dropped"].items() if reason != "ring_full")
+        assert counters["accepted"] == counters["delivered"] + len(frames(self.raw())) + lost
+        assert counters["in_ring"] == len(frames(self.raw()))
+        assert counters["recorded"] == counters["accepted"] + counters["dropped"]["ring_full"]
+        return counters
+
+    def close(self) -> None:
+        picostep.shutdown(0)
+        picostep.configure()
+
+
+def drain(reader: RingReader, max_records: int = 1000, max_bytes: int = 1 << 30) -> Iterator[dict[str, Any]]:
+    """Read all there is and release it as delivered."""
+    while records := reader.read(max_records, max_bytes):
+        yield from records
+        reader.release(reader.position, len(records))
+    reader.release(reader.position, 0)
+
+
+def only_directory(parent: str | os.PathLike[str]) -> RingDir:
+    """The one ring directory that a host has made below its `PICOSTEP_DIR`."""
+    own = base(str(parent))
+    (name,) = destinations(own)
+    return open_dir(own, name, create=False)
+
+
+def record_some(count: int, first: int = 0, size: int = 100) -> None:
+    """Record steps whose ids are numbers."""
+    for number in range(first, first + count):
+        picostep.send_step("run", step_id=str(number), prompt="p" * size, response="深" * 10)
+
+
+def ids(records: Iterable[dict[str, Any]]) -> list[int]:
+    """The numbers of such steps."""
+    return [int(record["step_id"]) for record in records]

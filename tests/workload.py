@@ -1,0 +1,285 @@
+"""
+Hosts for the fault tests: programs that record steps and keep a ledger of what they promise.
+
+Run as `python workload.py PROGRAM LEDGER_FD ARGS…`. A ledger is lines in a pipe: `i ID DIGEST` before a
+step's `end()`, `p ID` when `end()` has returned. What is written there survives the process, as records must.
+`workload_oracle` reads it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from hashlib import blake2b
+from random import Random
+from typing import Any
+
+import picostep as tcc
+
+SMALL, MEDIUM, LARGE = 300, 3_000, 400_000
+# Which sizes a host draws from, and how often. In "large" nearly all the time of `end()` is the copy.
+MIXES = {"mixed": {SMALL: 60, MEDIUM: 38, LARGE: 2}, "small": {SMALL: 1}, "large": {LARGE: 1}}
+VARIANTS = 4
+TEXT_FIELDS = ("prompt", "response", "tool_definitions", "model_used")
+RING_BYTES = 16 << 20
+CHILD_DEADLINE = 20.0
+
+
+@cache
+def text(size: int, variant: int) -> str:
+    """Return a text without repetition: ASCII, and from 3 KB on also CJK and beyond the BMP."""
+    raw = Random(f"{size}/{variant}").randbytes(size)
+    if size < MEDIUM or variant % 4 < 2:
+        return raw.hex()[:size]
+    first = 0x4E00 if variant % 4 == 2 else 0x1F300
+    return raw.decode("latin-1").translate({byte: first + byte for byte in range(256)})[: size // 4]
+
+
+@cache
+def _fingerprint(value: str) -> str:
+    return blake2b(value.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def digest(step: Mapping[str, Any]) -> str:
+    """Hash all of a step that its host decides, as a ledger or as an item of the ingest has it."""
+    parts = [step["step_id"], step["run_id"], str(step.get("completion_tokens"))]
+    parts += [_fingerprint(step[name]) if name in step else "-" for name in TEXT_FIELDS]
+    return blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
+
+
+class Recorder:
+    """
+    Records random steps, and writes of each into the ledger before and after.
+
+    Thread-safe. In a forked child `reseed()` comes first, or it records what its parent does.
+
+    Args:
+        ledger: Descriptor to write to.
+
+        mix: A key of `MIXES`.
+
+        seed: Of what is recorded.
+    """
+
+    def __init__(self, ledger: int, mix: str, seed: int) -> None:
+        self._ledger = ledger
+        self._sizes = MIXES[mix]
+        self._limit = int(os.environ.get("PICOSTEP_RING_BYTES", RING_BYTES)) // 2
+        self.reseed(seed)
+        for size in self._sizes:  # now, not between two steps
+            for variant in range(VARIANTS):
+                _fingerprint(text(size, variant))
+
+    def reseed(self, seed: int) -> None:
+        self._random = Random(seed)
+        self._run = tcc.run()
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def one(self) -> None:
+        """Record a step; first wait for room in the ring, as a full one sheds bodies by design."""
+        with self._lock:
+            draw = self._random.random
+            size = self._random.choices(list(self._sizes), list(self._sizes.values()))[0]
+            fields: dict[str, Any] = {
+                "prompt": text(SMALL, int(draw() * VARIANTS)),
+                "response": text(size, int(draw() * VARIANTS)),
+            }
+            if draw() < 0.5 and size != LARGE:
+                fields["tool_definitions"] = text(MEDIUM, int(draw() * VARIANTS))
+                fields["model_used"] = f"model-{draw()}"
+            fields["completion_tokens"] = int(draw() * 1e6)
+            self._make_room(
+                sum(4 * len(value) + 64 for value in fields.values() if isinstance(value, str)) + 512
+            )
+        step = self._run.step()
+        step.prompt(fields["prompt"]).response(fields["response"]).tokens(
+            completion=fields["completion_tokens"]
+        )
+        if "tool_definitions" in fields:
+            step.tool_definitions(fields["tool_definitions"]).model(used=fields["model_used"])
+        promised = digest({**fields, "step_id": step.step_id, "run_id": self._run.run_id})
+        os.write(self._ledger, f"i {step.step_id} {promised}\n".encode())
+        step.end()
+        os.write(self._ledger, f"p {step.step_id}\n".encode())
+
+    def many(self, count: int) -> None:
+        for _ in range(count):
+            self.one()
+
+    def forever(self) -> None:
+        while True:
+            self.one()
+
+    def _make_room(self, size: int) -> None:
+        if self._used + size > self._limit:
+            if os.environ.get("PICOSTEP_EXPORTER") == "off":
+                threading.Event().wait()  # nobody empties the ring before this process is dead
+            while not tcc.flush(1.0):
+                pass
+            self._used = 0
+        self._used += size
+
+
+# --- programs ---------------------------------------------------------------------------------------------
+
+
+def endless(ledger: int, seed: str, mix: str, threads: str) -> None:
+    """Record until killed."""
+    recorder = Recorder(ledger, mix, int(seed))
+    for _ in range(int(threads) - 1):
+        threading.Thread(target=recorder.forever, daemon=True).start()
+    recorder.forever()
+
+
+def some(ledger: int, seed: str, mix: str, count: str) -> None:
+    """Record a number of steps and leave."""
+    Recorder(ledger, mix, int(seed)).many(int(count))
+
+
+def adopt(ledger: int) -> None:
+    """Record one step, and with it have an exporter started that takes what others left behind."""
+    Recorder(ledger, "small", 0).one()
+
+
+def forking(ledger: int, seed: str, forks: str) -> None:
+    """
+    Fork at random moments from a process in which four threads record.
+
+    Every third child leaves by `os._exit` right after its last `end()`, every fourth forks again.
+    """
+    recorder = Recorder(ledger, "small", int(seed))
+    stop = threading.Event()
+
+    def record() -> None:
+        while not stop.is_set():
+            recorder.one()
+            time.sleep(0.0002)  # four threads, one core for the others
+
+    threads = [threading.Thread(target=record) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    random = Random(seed)
+    children = []
+    try:
+        for number in range(int(forks)):
+            time.sleep(random.uniform(0.0, 0.02))
+            children.append(_fork(partial(_child, recorder, number)))
+        for pid in children:
+            _reap(pid)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _child(recorder: Recorder, number: int) -> None:
+    recorder.reseed(os.getpid())
+    recorder.many(5)
+    if number % 4 == 0:
+        grandchild = _fork(lambda: (recorder.reseed(os.getpid()), recorder.many(5)))
+        recorder.many(5)
+        _reap(grandchild)
+    if number % 3 == 0:
+        recorder.one()
+        os._exit(0)
+
+
+def _fork(child: Callable[[], object]) -> int:
+    """Run a function in a forked child, which then ends as a program does; return the child's pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        raise SystemExit(0)  # through the frames of the parents, then atexit
+    return pid
+
+
+def _reap(pid: int) -> None:
+    """Wait for a child; kill it and fail when it hangs."""
+    deadline = time.monotonic() + CHILD_DEADLINE
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            if status:
+                raise RuntimeError(f"child {pid} ended with status {status}")
+            return
+        if time.monotonic() > deadline:
+            os.kill(pid, 6)
+            os.waitpid(pid, 0)
+            raise RuntimeError(f"child {pid} hung for {CHILD_DEADLINE} s")
+        time.sleep(0.002)
+
+
+def forked_by_c(ledger: int, seed: str, forks: str) -> None:
+    """
+    Fork as C code does: none of Python's hooks runs in the child.
+
+    Other threads of this process wait meanwhile; with the GIL contended the child would hang in CPython.
+    """
+    fork = ctypes.PyDLL(None).fork
+    recorder = Recorder(ledger, "small", int(seed))
+    for number in range(int(forks)):
+        recorder.many(3)
+        pid = fork()
+        if pid == 0:
+            status = 1
+            try:
+                recorder.reseed(number + 1)
+                recorder.many(3)
+                status = 0
+            finally:
+                os._exit(status)
+        recorder.many(3)
+        _reap(pid)
+
+
+def processes(ledger: int, method: str, count: str) -> None:
+    """Record in children of `multiprocessing`."""
+    import multiprocessing
+
+    context = multiprocessing.get_context(method)
+    recorder = Recorder(ledger, "small", 1)
+    recorder.many(3)
+    receiver, sender = context.Pipe(duplex=False)
+    children = [context.Process(target=_record_into, args=(sender, number)) for number in range(int(count))]
+    for child in children:
+        child.start()
+    sender.close()
+    try:
+        while True:
+            os.write(ledger, receiver.recv_bytes())
+    except EOFError:
+        pass
+    for child in children:
+        child.join(CHILD_DEADLINE)
+        if child.exitcode != 0:
+            raise RuntimeError(f"child ended with {child.exitcode}")
+    recorder.many(3)
+
+
+def _record_into(sender: Any, number: int) -> None:
+    # A pipe of its own for the ledger, as no descriptor is inherited by a spawned child.
+    reading, writing = os.pipe()
+    Recorder(writing, "small", 1000 + number).many(20)
+    os.close(writing)
+    with open(reading, "rb") as lines:
+        sender.send_bytes(lines.read())
+
+
+PROGRAMS: dict[str, Callable[..., None]] = {
+    function.__name__: function for function in (endless, some, adopt, forking, forked_by_c, processes)
+}
+
+if __name__ == "__main__":
+    program, descriptor, *rest = sys.argv[1:]
+    os.set_inheritable(int(descriptor), False)
+    PROGRAMS[program](int(descriptor), *rest)

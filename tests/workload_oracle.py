@@ -1,0 +1,255 @@
+"""What the fault tests hold against the ledgers of their hosts: what arrived, and what the rings count."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from support import Ingest, clean_environment, exporters, wait_until
+from workload import digest
+
+CAMPAIGN = os.environ.get("PICOSTEP_CAMPAIGN") == "1"
+KEY = "dev_0123456789-secret"
+T = TypeVar("T")
+WORKLOAD = Path(__file__).with_name("workload.py")
+
+campaign = pytest.mark.skipif(not CAMPAIGN, reason="long; PICOSTEP_CAMPAIGN=1 runs it")
+
+
+def times(short: T, full: T) -> T:
+    """How often, or for how long, a fault is provoked: in every run, and in a campaign."""
+    return full if CAMPAIGN else short
+
+
+@dataclass
+class Ledger:
+    """What a host has written down."""
+
+    intended: dict[str, str] = field(default_factory=dict)
+    """Digest of each step whose `end()` was called or about to be."""
+    promised: set[str] = field(default_factory=set)
+    """Steps whose `end()` has returned."""
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Ledger:
+        ledger = cls()
+        for line in raw.decode().splitlines():
+            kind, step_id, *rest = line.split(" ")
+            if kind == "p":
+                ledger.promised.add(step_id)
+            else:
+                assert step_id not in ledger.intended, f"step id {step_id} given twice"
+                (ledger.intended[step_id],) = rest
+        return ledger
+
+
+def environment(ring_base: Path, url: str, **more: str) -> dict[str, str]:
+    """The settings of a host that delivers to an ingest."""
+    return {"PICOSTEP_DIR": str(ring_base), "TCC_API_KEY": KEY, "TCC_URL": url, **more}
+
+
+class Host:
+    """
+    A program of `workload` in a process of its own.
+
+    Args:
+        env: Its settings.
+
+        program: Its name, then its arguments.
+    """
+
+    def __init__(self, env: Mapping[str, str], *program: object) -> None:
+        reading, writing = os.pipe()
+        self._raw = bytearray()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
+        name, *args = map(str, program)
+        self.process = subprocess.Popen(
+            [sys.executable, str(WORKLOAD), name, str(writing), *args],
+            env=clean_environment(**env),
+            pass_fds=[writing],
+            stdin=subprocess.DEVNULL,
+            stdout=self._errors,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+        os.close(writing)
+        self._reader = threading.Thread(target=self._read, args=(reading,))
+        self._reader.start()
+
+    def _read(self, fd: int) -> None:
+        with open(fd, "rb", buffering=0) as pipe:
+            while part := pipe.read(1 << 20):
+                self._raw += part
+
+    @property
+    def lines(self) -> int:
+        return self._raw.count(b"\n")
+
+    def wait_for_promise(self, count: int = 1, timeout: float = 20.0) -> None:
+        def done() -> bool:
+            return self._raw.count(b"\np ") >= count or self.process.poll() is not None
+
+        wait_until(done, timeout, f"{count} promises")
+        assert self.process.poll() is None, self.output()
+
+    def kill(self) -> Ledger:
+        self.process.kill()
+        self.process.wait()
+        ledger = self.ledger()
+        self.close()
+        return ledger
+
+    def close(self) -> None:
+        """End it and its children, if need be."""
+        if self._errors.closed:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join(20.0)
+        self._errors.close()
+
+    def finish(self, timeout: float) -> Ledger:
+        """Wait until it ends well."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout} s: {self.output()}") from None
+        ledger = self.ledger()
+        assert code == 0, self.output()
+        self.close()
+        return ledger
+
+    def ledger(self, timeout: float = 20.0) -> Ledger:
+        """What is in the ledger once all who could write to it are gone."""
+        self._reader.join(timeout)
+        assert not self._reader.is_alive(), "somebody keeps the ledger open"
+        return Ledger.parse(bytes(self._raw))
+
+    def output(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")
+
+
+class Oracle:
+    """
+    Compares what an ingest has taken with what hosts have promised.
+
+    Args:
+        ingest: Its requests are taken out of it.
+    """
+
+    def __init__(self, ingest: Ingest) -> None:
+        self._ingest = ingest
+        self.intended: dict[str, str] = {}
+        self.promised: set[str] = set()
+        self.digests: dict[str, set[str]] = {}
+        self.arrivals: Counter[str] = Counter()
+
+    def expect(self, ledger: Ledger) -> None:
+        twice = self.intended.keys() & ledger.intended.keys()
+        assert not twice, f"step ids given twice: {twice}"
+        self.intended.update(ledger.intended)
+        self.promised |= ledger.promised
+
+    def collect(self) -> None:
+        for request in self._ingest.take():
+            for item in request.items():
+                self.arrivals[item["step_id"]] += 1
+                self.digests.setdefault(item["step_id"], set()).add(digest(item))
+
+    def missing(self) -> set[str]:
+        self.collect()
+        return self.promised - self.digests.keys()
+
+    def check_nothing_lost(self, timeout: float = 30.0) -> None:
+        try:
+            wait_until(lambda: not self.missing(), timeout, "all that was promised")
+        except AssertionError:
+            raise AssertionError(f"lost {len(self.missing())} of {len(self.promised)} steps") from None
+        self.check_nothing_altered()
+
+    def check_nothing_altered(self) -> None:
+        self.collect()
+        for step_id, digests in self.digests.items():
+            assert step_id in self.intended, f"{step_id} was never recorded"
+            assert digests == {self.intended[step_id]}, f"{step_id} is not what was recorded"
+
+    def repeated(self) -> int:
+        """Deliveries beyond the first one of each step."""
+        self.collect()
+        return self.arrivals.total() - len(self.arrivals)
+
+
+def exporter_pids(ring_base: Path) -> set[int]:
+    """Exporter processes below a directory, without the hosts that wait to start the next one."""
+    found = set()
+    for pid in exporters(ring_base):
+        with suppress(OSError):
+            if b"picostep.export.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+    return found
+
+
+def wait_for_exporter(ring_base: Path, but: int = 0) -> int:
+    """Wait until an exporter works that is not the one given; return its pid."""
+    (pid,) = wait_until(lambda: exporter_pids(ring_base) - {but}, 20.0, "an exporter")
+    return pid
+
+
+def rings(ring_base: Path) -> list[Path]:
+    return list(ring_base.glob("*/*/*.ring"))
+
+
+def wait_for_no_rings(ring_base: Path, timeout: float = 20.0) -> None:
+    """Wait until an exporter has emptied and removed the rings of all dead hosts."""
+    wait_until(lambda: not rings(ring_base), timeout, "all rings removed")
+
+
+def totals(ring_base: Path) -> dict[str, Any]:
+    """Sum of what the removed rings counted."""
+    sums: Counter[str] = Counter()
+    for path in ring_base.glob("*/*/totals.json"):
+        found = json.loads(path.read_bytes())
+        sums.update({**{k: v for k, v in found.items() if isinstance(v, int)}, **found["dropped"]})
+    return dict(sums)
+
+
+def check_totals(ring_base: Path) -> dict[str, Any]:
+    """Check the conservation equation over all removed rings, which must have lost nothing."""
+    found = totals(ring_base)
+    lost = ("encode_error", "rejected", "corrupt", "ring_full", "damaged_rings", "shed", "shortened")
+    assert found["accepted"] == found["delivered"], found
+    assert not any(found.get(name, 0) for name in lost), found
+    return found
+
+
+def end(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def exit_time(process: subprocess.Popen[bytes], since: float, timeout: float) -> float:
+    """Wait without polling until a process ends; return the seconds since a `time.monotonic()`."""
+    timer = threading.Timer(timeout, process.kill)
+    timer.start()
+    try:
+        process.wait()
+        return time.monotonic() - since
+    finally:
+        timer.cancel()
+        timer.join()
