@@ -91,7 +91,8 @@ cdef enum Status:
     NO_OUTPUT_PRICE = 7
     UNSUPPORTED = 8
     INVALID_USAGE = 9
-    OVERFLOW = 10           # never seen from Python: there the exact cost is an int
+    NO_USAGE = 10           # no token was counted, so there is nothing to price
+    OVERFLOW = 11           # never seen from Python: there the exact cost is an int
 
 cdef enum:
     NO_MODEL = -1

@@ -34,7 +34,7 @@ MAGIC = b"PICOCOST"
 
 STATUSES = (
     "priced", "user", "override", "free", "unknown_model", "unknown_provider", "variant_fallback",
-    "no_output_price", "unsupported", "invalid_usage",
+    "no_output_price", "unsupported", "invalid_usage", "no_usage",
 )
 """What `Cost.status` may say; the place of a text is its number in the compiled core."""
 

@@ -158,6 +158,8 @@ def stats() -> dict[str, Any]:
 
         misuse: Wrong calls by exception, in the mode `misuse="log"`.
 
+        price_table_errors: How often this process found a refreshed price table that it could not use.
+
         rings: The same for each ring, with its destination and exporter.
     """
     return recorder.stats()

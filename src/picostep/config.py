@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
     from urllib.parse import ParseResult
 
-__all__ = ["Destination", "Settings", "default_store", "destination", "get_api_key", "get_url"]
+__all__ = [
+    "Destination",
+    "Settings",
+    "default_store",
+    "destination",
+    "get_api_key",
+    "get_url",
+    "refreshed_prices",
+]
 
 PRODUCTION = "https://api.thecontext.company"
 DEVELOPMENT = "https://dev.thecontext.company"
@@ -91,6 +99,15 @@ def default_store() -> str:
     Raises:
         ConfigError: There is no `XDG_STATE_HOME`, and the home directory of this user is not known.
     """
+    return _state_file("store.db")
+
+
+def refreshed_prices() -> str:
+    """Return the path of the price table that `picostep prices refresh` makes; raises ConfigError likewise."""
+    return _state_file("prices.bin")
+
+
+def _state_file(name: str) -> str:
     from os import path
 
     state = environ.get("XDG_STATE_HOME", "")
@@ -98,10 +115,10 @@ def default_store() -> str:
         home = path.expanduser("~")
         if not path.isabs(home):
             raise ConfigError(
-                "no place for the local store: set HOME, XDG_STATE_HOME, or PICOSTEP_TO=store:/path/to/file"
+                f"no place for {name}: set HOME or XDG_STATE_HOME, or for the store PICOSTEP_TO=store:/path/to/file"
             )
         state = path.join(home, ".local", "state")
-    return path.join(state, "picostep", "store.db")
+    return path.join(state, "picostep", name)
 
 
 def _base(text: str) -> str:

@@ -120,10 +120,18 @@ def _number(wanted: Destination) -> int:
 
 def cost(step: dict[str, object]) -> tuple[Decimal | None, str]:
     """Return what a step costs in US dollars, and the status of that; raises ConfigError if settings are wrong."""
-    from picostep.prices import current, price_step
-    from picostep.prices.overrides import Overrides
+    given = step.get("real_total_cost")
+    if given is not None:
+        from decimal import Decimal
 
-    overrides = Overrides.from_plain(settings().prices) if settings().prices else None
+        return Decimal(repr(given) if isinstance(given, float) else str(given)), "user"
+    from picostep.prices.steps import current, price_step
+
+    overrides = None
+    if settings().prices:
+        from picostep.prices.overrides import Overrides
+
+        overrides = Overrides.from_plain(settings().prices)
     found = price_step(step, overrides, current())
     return found.usd, found.status
 
@@ -366,6 +374,8 @@ def stats() -> dict[str, object]:
     result["dropped"] = dropped
     result["last_error"] = last_error or None
     result["misuse"] = dict(_misuses)
+    pricing = sys.modules.get("picostep.prices.steps")  # not loaded before a cost is read
+    result["price_table_errors"] = pricing.errors() if pricing else 0
     result["rings"] = [
         {
             "destination": _destinations[number].fingerprint,

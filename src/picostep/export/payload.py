@@ -18,6 +18,7 @@ import orjson
 
 from picostep._ring import JSONText
 from picostep.export.redact import redact
+from picostep.prices import Cost
 
 __all__ = [
     "Record",
@@ -108,7 +109,7 @@ def local(record: Record) -> dict[str, Any]:
 def total_cost(record: Record) -> int | float | Decimal:
     """Return the cost in US dollars of a step that has `cost_pico`: as the user gave it, else exactly as computed."""
     given: int | float | Decimal | None = record.get("real_total_cost")
-    return usd(record["cost_pico"]) if given is None else given
+    return Cost(record["cost_pico"], record["cost_status"]).usd if given is None else given
 
 
 def encode_priced(record: Record) -> bytes:

@@ -7,8 +7,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from picostep.errors import PicostepError
-from picostep.prices import Cost, current, price_step
+from picostep.prices import Cost
 from picostep.prices.overrides import Overrides
+from picostep.prices.steps import current, price_step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
