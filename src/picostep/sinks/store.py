@@ -278,17 +278,17 @@ def prepare(path: Path) -> tuple[int, int]:
         OSError: It cannot be created.
         StoreError: It is a symlink, not a file, or someone else's.
     """
-    _make_directories(path.parent)
+    make_directories(path.parent)
     with suppress(FileExistsError):
         # O_EXCL also refuses a dangling symlink.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     return check_owner(path)
 
 
-def _make_directories(path: Path) -> None:
-    """Like os.makedirs, whose mode applies to the last directory only."""
+def make_directories(path: Path) -> None:
+    """Like os.makedirs with mode 0700, which applies to the last directory only."""
     if not path.is_dir():
-        _make_directories(path.parent)
+        make_directories(path.parent)
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
 
