@@ -15,6 +15,7 @@ import picostep.prices
 from picostep.cli.failures import NOT_FOUND, USAGE, Failure
 from picostep.cli.text import exact
 from picostep.config import Settings, refreshed_prices
+from picostep.errors import ArgumentError
 from picostep.prices import PriceTable, PriceTableError, builtin, load
 from picostep.prices.amounts import in_pico
 from picostep.prices.explain import explain
@@ -138,15 +139,18 @@ def explained(
     Raises:
         Failure: There is no price, or the counts contradict each other.
     """
-    found = explain(
-        model,
-        start_ns=start_ns,
-        provider=provider,
-        service_tier=tier,
-        overrides=overrides(),
-        table=known.in_force.table,
-        **counts,
-    )
+    try:
+        found = explain(
+            model,
+            start_ns=start_ns,
+            provider=provider,
+            service_tier=tier,
+            overrides=overrides(),
+            table=known.in_force.table,
+            **counts,
+        )
+    except ArgumentError as error:
+        raise Failure(str(error), USAGE) from error
     if found["status"] == "invalid_usage":
         raise Failure("reasoning is more than completion, or writes for an hour more than all writes", USAGE)
     if found["pico"] is None:
