@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["disjoint"]
 
 _MAX_COUNT = 2**53
+_INPUT_DETAILS = (
+    *("cached_tokens", "cache_read", "cache_creation", "cache_write_tokens"),
+    *("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"),
+)
 
 
 def disjoint(obj: object) -> Counts:
@@ -35,10 +39,10 @@ def disjoint(obj: object) -> Counts:
             with keys.
 
     Returns:
-        `(prompt_uncached, prompt_cached, completion, cache_write, cache_write_1h, reasoning)`, in the order of
-        `Step.tokens()`; None for what the provider did not report. The prompt is the sum of `prompt_uncached`,
-        `prompt_cached` and `cache_write`; `cache_write_1h` is a part of `cache_write`, `reasoning` of
-        `completion`.
+        `(prompt_uncached, prompt_cached, completion, cache_write, cache_write_1h, reasoning)`, in the order
+        of `Step.tokens()`; None for what the provider did not report. The prompt is the sum of
+        `prompt_uncached`, `prompt_cached` and `cache_write`; `cache_write_1h` is a part of `cache_write`,
+        `reasoning` of `completion`.
 
     Raises:
         ArgumentTypeError: `obj` is None, text, a number or a sequence.
@@ -123,9 +127,13 @@ def _openai_chat(usage: _Fields) -> Counts:
     )
     prompt, completion = usage.count("prompt_tokens"), usage.count("completion_tokens")
     reasoning = usage.nested("completion_tokens_details").count("reasoning_tokens")
-    if reasoning and completion is not None and prompt is not None:
-        if usage.count("total_tokens") == prompt + completion + reasoning:
-            completion += reasoning
+    if (
+        reasoning
+        and completion is not None
+        and prompt is not None
+        and usage.count("total_tokens") == prompt + completion + reasoning
+    ):
+        completion += reasoning
     uncached = _without(_without(prompt, cached, "prompt_tokens"), written, "prompt_tokens")
     return uncached, cached, completion, written, None, reasoning
 
@@ -137,7 +145,8 @@ def _input_output(usage: _Fields) -> Counts:
 
     Inclusive with details: OpenAI API reference, "The response object"
     (`input_tokens_details.cached_tokens`), and LangChain reference, `UsageMetadata`
-    (`input_token_details.cache_read`).
+    (`input_token_details.cache_read`). Its Anthropic integration tells writes by lifetime, and then sets
+    `cache_creation`, which is the same tokens, to 0.
 
     Disjoint without: Anthropic docs, "Prompt caching", "Tracking cache performance": the whole prompt is
     `cache_read_input_tokens + cache_creation_input_tokens + input_tokens`; `cache_creation` splits the writes
@@ -148,13 +157,17 @@ def _input_output(usage: _Fields) -> Counts:
         "reasoning_tokens", "reasoning"
     )
     details = usage.nested("input_tokens_details", "input_token_details")
-    if details.any_set(("cached_tokens", "cache_read", "cache_creation", "cache_write_tokens")):
+    if details.any_set(_INPUT_DETAILS):
         cached = _largest(
             details.count("cached_tokens", "cache_read"), usage.count("cache_read_input_tokens")
         )
-        written = details.count("cache_creation", "cache_write_tokens")
+        for_an_hour = details.count("ephemeral_1h_input_tokens")
+        written = _largest(
+            details.count("cache_creation", "cache_write_tokens"),
+            _sum(details.count("ephemeral_5m_input_tokens"), for_an_hour),
+        )
         uncached = _without(_without(total, cached, "input_tokens"), written, "input_tokens")
-        return uncached, cached, completion, written, None, reasoning
+        return uncached, cached, completion, written, for_an_hour, reasoning
 
     by_lifetime = usage.nested("cache_creation")
     for_an_hour = by_lifetime.count("ephemeral_1h_input_tokens")
