@@ -2,10 +2,8 @@
 """Run, Step and ToolCall: the state machine, the checks of arguments, the public chainable classes.
 
 An object is a C struct (times, ids, counts) and an array of references to the texts it was given. `finish()`
-is the one
-function that ends an object: it stamps the struct, hands it to the ring and lets the texts go. No attribute
-    is a Python
-object that could refer to others, so instances are invisible to the garbage collector.
+is the one function that ends an object: it hands the stamped struct to the ring and lets the texts go. No
+attribute is a Python object that could refer to others, so instances are invisible to the garbage collector.
 """
 cimport cython
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
@@ -25,8 +23,8 @@ from picostep._ring cimport (
     KIND_STEP, KIND_TOOL_CALL, MAX_TEXTS, OWN_ID, OWN_UUID, RUN_ID, RUN_INPUT, RUN_METADATA, RUN_OUTPUT,
     RUN_PROMPT, RUN_RESPONSE, RUN_SESSION, RUN_SYSTEM, RUN_UUID, START_GIVEN, STATUS_MESSAGE, STEP_COST,
     STEP_FINISH, STEP_PROMPT, STEP_PROVIDER, STEP_REQUESTED, STEP_RESPONSE, STEP_TIER, STEP_TOOLS, STEP_USED,
-    TOKENS_CACHE_WRITE, TOKENS_CACHE_WRITE_1H, TOKENS_CACHED, TOKENS_COMPLETION, TOKENS_KINDS, TOKENS_REASONING,
-    TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME, TOOL_RESULT, Record, Ring, append, host,
+    TOKENS_CACHE_WRITE, TOKENS_CACHE_WRITE_1H, TOKENS_CACHED, TOKENS_COMPLETION, TOKENS_KINDS,
+    TOKENS_REASONING, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME, TOOL_RESULT, Record, Ring, append, host,
     ps_mutex,
 )
 
@@ -51,10 +49,14 @@ cdef enum:
     MAX_COST_TEXT = 1000    # short enough to stay whole in any record
     # Slots that outlive end(), for the properties: ids, and of a step what its cost follows from.
     KEPT = 1 << RUN_ID | 1 << OWN_ID
-    STEP_KEPT = KEPT | 1 << STEP_REQUESTED | 1 << STEP_USED | 1 << STEP_COST | 1 << STEP_PROVIDER | 1 << STEP_TIER
+    STEP_KEPT = (
+        KEPT | 1 << STEP_REQUESTED | 1 << STEP_USED | 1 << STEP_COST | 1 << STEP_PROVIDER | 1 << STEP_TIER)
     PART_TOKENS = 1 << TOKENS_CACHE_WRITE | 1 << TOKENS_CACHE_WRITE_1H | 1 << TOKENS_REASONING
 
-# By TOKENS_*, as the exporter calls them.
+# As the exporter calls them: the texts that a cost follows from; the counts, by TOKENS_*.
+cdef tuple COST_TEXTS = (
+    (STEP_COST, "real_total_cost"), (STEP_REQUESTED, "model_requested"), (STEP_USED, "model_used"),
+    (STEP_PROVIDER, "provider"), (STEP_TIER, "service_tier"))
 cdef tuple TOKEN_NAMES = (
     "prompt_uncached_tokens", "prompt_cached_tokens", "completion_tokens", "cache_write_tokens",
     "cache_write_1h_tokens", "reasoning_tokens")
@@ -307,8 +309,8 @@ cdef inline int count(int64_t *counts, uint8_t *has, int kind, object value, str
     return as_count(value, &counts[kind], where, argument)
 
 
-cdef inline int set_tokens(Draft *draft, object uncached, object cached, object completion, object cache_write,
-                           object cache_write_1h, object reasoning, str where) except -1:
+cdef inline int set_tokens(Draft *draft, object uncached, object cached, object completion,
+                           object cache_write, object cache_write_1h, object reasoning, str where) except -1:
     """All or none: a wrong count leaves the others as they were."""
     cdef int64_t counts[TOKENS_KINDS]
     cdef uint8_t has = 0
@@ -344,7 +346,8 @@ cdef int check_part(Draft *draft, const int64_t *counts, uint8_t has, int part, 
     of_whole = counts[whole] if has >> whole & 1 else draft.record.tokens[whole]
     if of_part <= of_whole:
         return 1
-    return fail(ArgumentError, f"{where}(): {part_name} ({of_part}) is a part of {whole_name} ({of_whole}), not more")
+    return fail(
+        ArgumentError, f"{where}(): {part_name} ({of_part}) is a part of {whole_name} ({of_whole}), not more")
 
 
 cdef inline int set_cost(Draft *draft, object value, str where, str argument) except -1:
@@ -770,18 +773,21 @@ cdef class Step(_Handle):
 
     @property
     def total_cost(self):
-        """Cost in US dollars as decimal.Decimal, or None when it is not known.
+        """Cost in US dollars as an exact decimal.Decimal, or None when it is not known; see cost_status.
 
-        What cost() was given, else what follows from model and tokens. A float given counts as the shortest decimal that it
-        prints as.
+        What cost() was given, else what follows from model and tokens: at once, also before end(). A float
+        counts as the shortest decimal that denotes it.
         """
-        return recorder.cost(self.priced())[0]
+        return recorder.cost(self.priced(), self.destination)[0]
 
     @property
     def cost_status(self) -> str:
-        """Where total_cost comes from, or why there is none: "user", "override", "priced", "free", "unknown_model" …; see
-        docs/prices.md."""
-        return recorder.cost(self.priced())[1]
+        """Where total_cost comes from, or why there is none.
+
+        One of picostep.prices.STATUSES: "user", "override", "priced", "free", "unknown_model" …;
+        docs/prices.md explains them.
+        """
+        return recorder.cost(self.priced(), self.destination)[1]
 
     @cython.critical_section
     cdef dict priced(self):
@@ -796,8 +802,7 @@ cdef class Step(_Handle):
         out["start_ns"] = start
         if record.flags & COST_FLOAT:
             out["real_total_cost"] = record.cost
-        for slot, name in ((STEP_COST, "real_total_cost"), (STEP_REQUESTED, "model_requested"),
-                           (STEP_USED, "model_used"), (STEP_PROVIDER, "provider"), (STEP_TIER, "service_tier")):
+        for slot, name in COST_TEXTS:
             if draft.text[<int>slot] != NULL:
                 out[name] = <object>draft.text[<int>slot]
         for kind in range(TOKENS_KINDS):
@@ -852,14 +857,16 @@ cdef class Step(_Handle):
 
         Args:
             prompt_uncached: prompt tokens processed afresh.
-            prompt_cached: prompt tokens read from a cache. They are not part of the uncached ones; that they were counted
-                twice cannot be seen from here, so prefer usage(), which reads a provider's own answer.
+            prompt_cached: prompt tokens read from a cache. They are not part of the uncached ones; that they
+                were counted twice cannot be seen from here, so prefer usage(), which reads a provider's own
+                answer.
             completion: tokens generated, reasoning included.
             cache_write: prompt tokens written to a cache; not part of the two above.
             cache_write_1h: those of cache_write that live for an hour.
             reasoning: those of completion that are reasoning.
 
-        The keywords serve the cost and the sinks of one's own; The Context Company's ingest has no place for them.
+        The keywords serve the cost and the sinks of one's own; The Context Company's ingest has no place for
+        them.
         """
         if self.state == OPEN:
             set_tokens(&self.draft, prompt_uncached, prompt_cached, completion, cache_write, cache_write_1h,

@@ -13,6 +13,7 @@ from picostep.errors import ArgumentError, ArgumentTypeError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from os import PathLike
     from typing import Any
 
 __all__ = ["configure", "flush", "shutdown", "stats"]
@@ -31,7 +32,7 @@ def configure(
     batch_bytes: int | None = None,
     exit_timeout: float | None = None,
     misuse: str | None = None,
-    prices: Mapping[str | tuple[str, str], Mapping[str, Any]] | str | None = None,
+    prices: Mapping[str | tuple[str, str], Mapping[str, Any]] | str | PathLike[str] | None = None,
     send_computed_cost: bool | None = None,
 ) -> None:
     """
@@ -70,11 +71,12 @@ def configure(
         misuse: `"raise"`, or `"log"` to count wrong calls, log the first of each kind, and otherwise ignore
             them; else `PICOSTEP_MISUSE`.
 
-        prices: Prices of one's own, which win over the built-in table: a mapping from a model or `(provider, model)`, or the
-            name of a TOML or JSON file; `picostep.prices.Overrides` describes both. Else the file named by `PICOSTEP_PRICES`.
+        prices: Prices of one's own, which win over the price table: a mapping from a model or `(provider,
+            model)`, or the name of a TOML or JSON file; `picostep.prices.Overrides` describes both. Else the
+            file named by `PICOSTEP_PRICES`.
 
-        send_computed_cost: Also send The Context Company the costs that picostep computed, where none was set; else
-            `PICOSTEP_SEND_COMPUTED_COST`. By default not: the service prices steps itself.
+        send_computed_cost: Also send The Context Company the costs that picostep computed, where none was
+            set; else `PICOSTEP_SEND_COMPUTED_COST`. By default not: the service prices steps itself.
 
     Raises:
         ConfigError: A setting cannot be used; nothing is changed.
@@ -158,7 +160,7 @@ def stats() -> dict[str, Any]:
 
         misuse: Wrong calls by exception, in the mode `misuse="log"`.
 
-        price_table_errors: How often this process found a refreshed price table that it could not use.
+        price_table_errors: How many refreshed price tables this process found that it could not use.
 
         rings: The same for each ring, with its destination and exporter.
     """

@@ -103,7 +103,7 @@ def default_store() -> str:
 
 
 def refreshed_prices() -> str:
-    """Return the path of the price table that `picostep prices refresh` makes; raises ConfigError likewise."""
+    """Return the path of what `picostep prices refresh` makes; raises ConfigError likewise."""
     return _state_file("prices.bin")
 
 
@@ -115,7 +115,8 @@ def _state_file(name: str) -> str:
         home = path.expanduser("~")
         if not path.isabs(home):
             raise ConfigError(
-                f"no place for {name}: set HOME or XDG_STATE_HOME, or for the store PICOSTEP_TO=store:/path/to/file"
+                f"no place for {name}: set HOME or XDG_STATE_HOME, or for the store "
+                "PICOSTEP_TO=store:/path/to/file"
             )
         state = path.join(home, ".local", "state")
     return path.join(state, "picostep", name)
@@ -447,7 +448,7 @@ class Settings:
         batch_bytes: int | None = None,
         exit_timeout: float | None = None,
         misuse: str | None = None,
-        prices: Mapping[Any, Any] | str | None = None,
+        prices: Mapping[Any, Any] | str | PathLike[str] | None = None,
         send_computed_cost: bool | None = None,
         debug: bool | None = None,
         api_key: str | None = None,

@@ -18,21 +18,21 @@ from picostep import _records, _ring
 from picostep import config as _config
 from picostep._keeper import Keeper
 from picostep.config import Destination, Settings
-from picostep.errors import ConfigError
+from picostep.errors import ConfigError, PicostepError
 from picostep.ringdir import EXTERNAL, base, open_dir
 from picostep.times import to_ns
 from picostep.usage import disjoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from decimal import Decimal
     from logging import Logger
 
-    from decimal import Decimal
-
     from picostep._ring import HostRing
+    from picostep.prices.overrides import Overrides
     from picostep.ringdir import RingDir
 
-# The core finds these two here, by name.
+# The core finds these here, by name.
 __all__ = ["cost", "default_destination", "destination", "disjoint", "misused", "open_ring", "to_ns"]
 
 MAX_DESTINATIONS = 64
@@ -51,6 +51,7 @@ _numbers: dict[tuple[object, ...], int] = {}
 _rings: dict[int, HostRing] = {}
 _keepers: dict[int, Keeper] = {}
 _threads: dict[int, object] = {}
+_overrides: dict[int, Overrides] = {}
 _retired: list[dict[str, object]] = []
 _misuses: dict[str, int] = {}
 _forks = 0
@@ -82,10 +83,10 @@ def default_destination() -> int:
     """Return the number of the default destination, with a ring; raises ConfigError."""
     global _default
     current = settings()
-    if current.disabled:
-        _default = 0
-    elif _default < 0:
-        _default = _number(_config.destination(current))
+    if _default < 0:
+        # Steps that are not recorded have a cost, too.
+        wanted = Destination((), prices=current.prices) if current.disabled else _config.destination(current)
+        _default = _number(wanted)
     _records.use(_default, current.disabled, current.misuse == "raise")
     if not current.disabled:
         open_ring(_default)
@@ -118,8 +119,20 @@ def _number(wanted: Destination) -> int:
     return len(_destinations) - 1
 
 
-def cost(step: dict[str, object]) -> tuple[Decimal | None, str]:
-    """Return what a step costs in US dollars, and the status of that; raises ConfigError if settings are wrong."""
+def cost(step: dict[str, object], number: int) -> tuple[Decimal | None, str]:
+    """
+    Return what a step costs in US dollars, and the status of that.
+
+    Args:
+        step: As much of its record as is known.
+
+        number: Its destination, whose prices come first.
+
+    Raises:
+        PriceTableError: The built-in price table was damaged after it was installed.
+
+        OSError: It cannot be read.
+    """
     given = step.get("real_total_cost")
     if given is not None:
         from decimal import Decimal
@@ -127,13 +140,17 @@ def cost(step: dict[str, object]) -> tuple[Decimal | None, str]:
         return Decimal(repr(given) if isinstance(given, float) else str(given)), "user"
     from picostep.prices.steps import current, price_step
 
-    overrides = None
-    if settings().prices:
+    found = price_step(step, _overrides_of(number), current())
+    return found.usd, found.status
+
+
+def _overrides_of(number: int) -> Overrides | None:
+    found = _overrides.get(number)
+    if found is None and _destinations[number].prices:
         from picostep.prices.overrides import Overrides
 
-        overrides = Overrides.from_plain(settings().prices)
-    found = price_step(step, overrides, current())
-    return found.usd, found.status
+        found = _overrides[number] = Overrides.from_plain(_destinations[number].prices)
+    return found
 
 
 def misused(kind: str, message: str) -> None:
@@ -148,6 +165,8 @@ def open_ring(number: int) -> None:
     """Give a destination a ring and an exporter, unless it has a ring. Never raises: losses are counted."""
     _forget_parent()
     if number in _rings and _rings[number].open:
+        return
+    if not _destinations[number].to:  # begun while recording was switched off
         return
     try:
         _open_ring(number, settings())
@@ -228,7 +247,8 @@ def _start_process(number: int, current: Settings, directory: RingDir) -> bool:
             for name, value in os.environb.items()
             if name not in (b"TCC_API_KEY", b"PYTHONHOME")
         ]
-        # glibc would give the memory of every batch back to the kernel and fetch it again, page by page: half the time.
+        # glibc would give the memory of every batch back to the kernel and fetch it again, page by page: half
+        # the time.
         environment.append(b"MALLOC_TRIM_THRESHOLD_=%d" % (1 << 26))
         try:
             keeper = Keeper(
@@ -374,8 +394,7 @@ def stats() -> dict[str, object]:
     result["dropped"] = dropped
     result["last_error"] = last_error or None
     result["misuse"] = dict(_misuses)
-    pricing = sys.modules.get("picostep.prices.steps")  # not loaded before a cost is read
-    result["price_table_errors"] = pricing.errors() if pricing else 0
+    result["price_table_errors"] = _price_table_errors()
     result["rings"] = [
         {
             "destination": _destinations[number].fingerprint,
@@ -387,6 +406,25 @@ def stats() -> dict[str, object]:
         for number, ring in _rings.items()
     ]
     return result
+
+
+def _price_table_errors() -> int:
+    """Count refreshed price tables that cannot be used; loads the modules for prices only if there is one."""
+    from os.path import exists
+
+    if "picostep.prices.steps" not in sys.modules:
+        try:
+            if not exists(_config.refreshed_prices()):
+                return 0
+        except ConfigError:
+            return 0
+    from picostep.prices import steps
+
+    try:
+        steps.current()
+    except (PicostepError, OSError) as error:  # the built-in one is damaged, too
+        _logger().error("no price table: %s", error)
+    return steps.errors()
 
 
 def _at_exit() -> None:

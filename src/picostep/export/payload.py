@@ -90,8 +90,8 @@ def encode(record: Record) -> bytes:
 
 def local(record: Record) -> dict[str, Any]:
     """
-    Return everything known of a record: `wire(record)` and `first_token_time`, `provider`, `service_tier`, the
-    counts that the ingest does not know, `total_cost` (USD, exact), `cost_status`, `price_table`, `shed`,
+    Return everything known of a record: `wire(record)` and `first_token_time`, `provider`, `service_tier`,
+    the counts that the ingest does not know, `total_cost` (USD, exact), `cost_status`, `price_table`, `shed`,
     `shortened`.
 
     A feedback has the form `type run_id feedback_id time score? text?`.
@@ -106,8 +106,8 @@ def local(record: Record) -> dict[str, Any]:
     return fields
 
 
-def total_cost(record: Record) -> int | float | Decimal:
-    """Return the cost in US dollars of a step that has `cost_pico`: as the user gave it, else exactly as computed."""
+def total_cost(record: Record) -> int | float | Decimal | None:
+    """Return what a step with `cost_pico` costs, in US dollars: as the user gave it, else computed."""
     given: int | float | Decimal | None = record.get("real_total_cost")
     return Cost(record["cost_pico"], record["cost_status"]).usd if given is None else given
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 class Pricer:
     """
-    Adds `cost_pico`, `cost_status` and `price_table` to the records of steps.
+    Adds `cost_pico`, `cost_status` and `price_table` to the records of steps: those of them that there are.
 
     Args:
         destination: Its prices win over the table.
@@ -35,26 +35,38 @@ class Pricer:
     def __init__(self, destination: Destination) -> None:
         self._overrides = Overrides.from_plain(destination.prices) if destination.prices else None
         self._unknown: set[str] = set()
+        self._failed = False
 
     def price(self, records: Sequence[Record]) -> None:
         """Price those of the records that are steps."""
-        table = current()
+        try:
+            table = current()
+        except (PicostepError, OSError) as error:  # damaged since it was installed: records matter more
+            if not self._failed:
+                self._failed = True
+                log.error("no price table, so steps have no cost: %s", error)
+            return
         for record in records:
             if record["kind"] == "step":
                 try:
                     cost = price_step(record, self._overrides, table)
                 except PicostepError:  # a damaged ring may hold any number
                     cost = Cost(None, "invalid_usage", table.id)
-                if cost.pico is not None:
-                    record["cost_pico"] = cost.pico
-                record["cost_status"] = sys.intern(cost.status)
-                record["price_table"] = cost.table
-                if cost.status in ("unknown_model", "unknown_provider"):
-                    self._log_once(record, cost.status)
+                self._add(record, cost)
+
+    def _add(self, record: Record, cost: Cost) -> None:
+        if cost.pico is not None:
+            record["cost_pico"] = cost.pico
+        record["cost_status"] = sys.intern(cost.status)
+        if cost.table:
+            record["price_table"] = cost.table
+        if cost.status in ("unknown_model", "unknown_provider"):
+            self._log_once(record, cost.status)
 
     def _log_once(self, record: Record, status: str) -> None:
         model = record.get("model_used") or record.get("model_requested") or ""
-        name = f"{record.get('provider', '')}/{model}"
+        provider = record.get("provider")
+        name = f"{provider}/{model}" if provider else model
         if name not in self._unknown and len(self._unknown) < _MOST_NAMES:
             self._unknown.add(name)
-            log.warning("no price for model %.200r (%s): its steps have no cost", name.lstrip("/"), status)
+            log.warning("no price for model %.200r (%s): its steps have no cost", name, status)

@@ -6,18 +6,20 @@ from time import monotonic
 
 from picostep._cost import Cost, PriceTable, PriceTableError
 from picostep.config import refreshed_prices
-from picostep.errors import ConfigError
+from picostep.errors import ArgumentError, ConfigError
 from picostep.prices import builtin, load, price, user_cost_pico
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from decimal import Decimal
     from typing import Any
 
     from picostep.prices.overrides import Overrides
 
 __all__ = ["current", "errors", "price_step"]
 
+_MOST_DOLLARS = 10**300  # that Step.cost() takes
 _CHECK_EVERY = 5.0  # seconds between looks at the refreshed table's file
 
 _COUNTS = {
@@ -54,7 +56,13 @@ def current() -> PriceTable:
     """
     Return the table in force: the one that `picostep prices refresh` made, else the built-in one.
 
-    A new file is taken up within five seconds. One that cannot be used is logged and counted, and what was in force stays so.
+    A new file is taken up within five seconds. One that cannot be used is logged and counted, and what was in
+    force stays so.
+
+    Raises:
+        PriceTableError: The built-in table was damaged after it was installed.
+
+        OSError: It cannot be read.
     """
     global _current
     now = monotonic()
@@ -100,32 +108,45 @@ def price_step(step: Mapping[str, Any], overrides: Overrides | None, table: Pric
     Calculate what a step cost.
 
     Args:
-        step: Its record, or as much of it as is known: `start_ns`, `real_total_cost`, `model_used`, `model_requested`, `provider`,
-            `service_tier` and the counts of tokens.
+        step: Its record, or as much of it as is known: `start_ns`, `real_total_cost`, `model_used`,
+            `model_requested`, `provider`, `service_tier` (an empty text counts as not given) and the counts
+            of tokens.
 
         overrides: Prices of the user's own.
 
         table: All others.
 
     Returns:
-        The cost; what the user set counts before everything, rounded to a pico-dollar. A count that was not set is 0; if none was,
-        there is no cost.
+        The cost. What the user set counts before everything, rounded half to even to a pico-dollar. A count
+        that was not set is 0; if none was, there is no cost.
 
     Raises:
         ArgumentError: A number is negative or too large.
     """
     given = step.get("real_total_cost")
     if given is not None:
-        return Cost(user_cost_pico(given), "user")
+        return Cost(_user_pico(given), "user")
     counts = {argument: step[name] for name, argument in _COUNTS.items() if name in step}
     if not counts:
         return Cost(None, "no_usage")
     return price(
         step.get("model_used") or step.get("model_requested") or None,
         start_ns=step["start_ns"],
-        provider=step.get("provider"),
-        service_tier=step.get("service_tier"),
+        provider=step.get("provider") or None,
+        service_tier=step.get("service_tier") or None,
         overrides=overrides,
         table=table,
         **counts,
     )
+
+
+def _user_pico(given: float | Decimal) -> int:
+    try:
+        return user_cost_pico(given)
+    except ArgumentError:
+        from fractions import Fraction
+
+        if not 0 <= given < _MOST_DOLLARS:  # from a damaged ring
+            raise
+        # More than a price may be: what the user says goes.
+        return round(Fraction(repr(given) if isinstance(given, float) else given) * 10**12)
