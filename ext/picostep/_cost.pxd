@@ -241,6 +241,7 @@ cdef class PriceTable:
     cdef object exact(self, Priced *found, const Tokens *tokens)
     cdef bint falls_back(self, int32_t model, int variant)
     cdef bytes free(self)
+    cdef int resolve(self, str model, str provider) except? -4
     cdef object resolver(self)
     cdef int load(self, Prices prices, int64_t fixed, const unsigned char *p) except -1
     cdef int read_head(self) except -1
