@@ -202,7 +202,7 @@ def test_sum(benchmark: BenchmarkFixture) -> None:
 
 
 def test_limits(loop: Any, table: PriceTable) -> None:
-    """At most 50 ns for look-up and arithmetic, and 1,000 times as fast as genai-prices; medians of 15 turns."""
+    """At most 50 ns for look-up and arithmetic, 1,000 times as fast as genai-prices; medians of 15 turns."""
     theirs = by_genai_prices()
     works: dict[str, tuple[Callable[[], Any], int]] = {
         "arithmetic in C": (lambda: loop.arithmetic(table, table.find("gpt-4o", "openai"), NOON, N), N),
