@@ -235,7 +235,7 @@ cdef class PriceTable:
     cdef dict _by_provider          # provider -> {model -> index}
     cdef Py_ssize_t _cached
 
-    # In a build without the GIL, callers of cached() hold the table's critical section; look_up() takes it itself.
+    # Without the GIL, callers of cached() must hold the table's critical section; look_up() takes it itself.
     cdef int cached(self, object model, object provider) except? -4
     cdef int look_up(self, object model, object provider) except? -4
     cdef int checked(self, object index) except -1
