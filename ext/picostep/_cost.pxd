@@ -236,12 +236,14 @@ cdef class PriceTable:
     cdef dict _by_provider          # provider -> {model -> index}
     cdef Py_ssize_t _cached
 
+    # Without the GIL, callers of cached() must hold the table's critical section; look_up() takes it itself.
     cdef int cached(self, object model, object provider) except? -4
     cdef int look_up(self, object model, object provider) except? -4
     cdef int checked(self, object index) except -1
     cdef object exact(self, Priced *found, const Tokens *tokens)
     cdef bint falls_back(self, int32_t model, int variant)
     cdef bytes free(self)
+    cdef int resolve(self, str model, str provider) except? -4
     cdef object resolver(self)
     cdef int load(self, Prices prices, int64_t fixed, const unsigned char *p) except -1
     cdef int read_head(self) except -1

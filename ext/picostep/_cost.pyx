@@ -169,6 +169,12 @@ cdef int64_t tokens_of(object value, str name) except -1:
     return result
 
 
+cdef int check_pico(object pico) except -1:
+    if not PyLong_Check(pico) or isinstance(pico, bool):
+        raise ArgumentTypeError(f"pico must be int or None, not {type(pico).__name__}")
+    return 0
+
+
 def check_tokens(uncached, cached, cache_write, cache_write_1h, completion, reasoning):
     """Return whether no part is larger than its whole; see `PriceTable.cost()` for arguments and errors."""
     cdef Tokens tokens = Tokens(
@@ -306,15 +312,19 @@ cdef class PriceTable:
             provider = exact_text(provider)
         found = self.cached(model, provider)
         if found == NOT_CACHED:
-            found = self.resolver().resolve(model, provider)
-            if not -2 <= found < self.prices.n_models:
-                damaged("its names do not belong to its models")
+            found = self.resolve(model, provider)
             if len(model) <= MAX_NAME and (provider is None or len(provider) <= MAX_NAME):
                 if self._cached >= MAX_CACHED:
                     self._by_provider.clear()
                     self._cached = 0
                 (<dict>self._by_provider.setdefault(provider, {}))[model] = found
                 self._cached += 1
+        return found
+
+    cdef int resolve(self, str model, str provider) except? -4:
+        cdef int found = self.resolver().resolve(model, provider)
+        if not -2 <= found < self.prices.n_models:
+            damaged("its names do not belong to its models")
         return found
 
     cdef object resolver(self):
@@ -538,8 +548,8 @@ cdef class Cost:
     def __init__(self, pico, str status not None, str table not None="", str row not None=""):
         if self.status is not None:
             raise TypeError("a cost cannot be changed")
-        if pico is not None and (not PyLong_Check(pico) or isinstance(pico, bool)):
-            raise ArgumentTypeError(f"pico must be int or None, not {type(pico).__name__}")
+        if pico is not None:
+            check_pico(pico)
         if status not in STATUSES:
             raise ArgumentError(f"status must be one of {', '.join(STATUSES)}; got {status!r}")
         self.pico = pico
@@ -629,8 +639,7 @@ cdef class CostSum:
         if pico is None:
             self.unpriced += 1
             return self
-        if not PyLong_Check(pico) or isinstance(pico, bool):
-            raise ArgumentTypeError(f"pico must be int or None, not {type(pico).__name__}")
+        check_pico(pico)
         value = PyLong_AsLongLongAndOverflow(pico, &overflow)
         if overflow:
             self._big += int(pico)
