@@ -50,7 +50,12 @@ def _extension(name: str, *more: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [_extension("_ring"), _extension("_records"), _extension("_keeper", "ext/picostep/keeper.c")],
+        [
+            _extension("_cost"),
+            _extension("_ring"),
+            _extension("_records"),
+            _extension("_keeper", "ext/picostep/keeper.c"),
+        ],
         include_path=["ext"],
         force=True,  # directives and switches are not part of cythonize's staleness check
         annotate=_on("ANNOTATE"),

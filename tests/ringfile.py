@@ -21,7 +21,7 @@ SMALLEST = 64 * KIB
 
 HEADER_SIZE = 4096
 FRAME = struct.Struct("=QIBBHQ")
-RECORD = struct.Struct("=4q3qd16s16sHHHBB")
+RECORD = struct.Struct("=4q6qd16s16sHHHBB")
 TEXT = struct.Struct("=BBBxIQ")
 WORD = struct.Struct("=Q")
 

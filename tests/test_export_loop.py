@@ -150,8 +150,15 @@ def running(exporter: Exporter, stop: threading.Event) -> Iterator[threading.Thr
         assert not thread.is_alive()
 
 
+def exporter(directories: Sequence[RingDir], sinks: Sequence[Any], **options: Any) -> Exporter:
+    """An exporter that leaves records as they are: prices are the subject of other tests."""
+    return Exporter(
+        directories, sinks, **{"stop": threading.Event(), "prepare": lambda records: None, **options}
+    )
+
+
 def drain(directory: RingDir, *sinks: Any, **options: Any) -> None:
-    Exporter([directory], sinks, stop=threading.Event(), once=True, **options).run()
+    exporter([directory], sinks, once=True, **options).run()
 
 
 def ring_names(directory: RingDir) -> list[str]:
@@ -184,7 +191,7 @@ def test_dead_hosts_are_emptied_and_removed(directory: RingDir, options: dict[st
     dead_host(directory, 100)
     dead_host(directory, 50)
     sink = Recorder()
-    Exporter([directory], [sink], stop=threading.Event(), linger=0.0, **options).run()
+    exporter([directory], [sink], linger=0.0, **options).run()
     assert sorted(sink.taken, key=int) == sorted(numbers(range(100), range(50)), key=int)
     assert ring_names(directory) == []
     found = totals(directory)
@@ -214,8 +221,8 @@ def test_every_ring_has_its_turn(directory: RingDir) -> None:
 
 def test_live_host_is_served_soon_and_kept(directory: RingDir) -> None:
     stop, sink = threading.Event(), Recorder()
-    exporter = Exporter([directory], [sink], stop=stop, linger=0.1)
-    with live_host(10) as record, running(exporter, stop) as thread:
+    made = exporter([directory], [sink], stop=stop, linger=0.1)
+    with live_host(10) as record, running(made, stop) as thread:
         wait_until(lambda: sink.taken == numbers(range(10)))
         for count in (13, 16, 19, 22, 25):
             record(3)
@@ -227,7 +234,7 @@ def test_live_host_is_served_soon_and_kept(directory: RingDir) -> None:
 
 def test_new_host_is_found_and_exporter_leaves_after_the_last(directory: RingDir) -> None:
     stop, sink = threading.Event(), Recorder()
-    with running(Exporter([directory], [sink], stop=stop, linger=1.0), stop) as thread:
+    with running(exporter([directory], [sink], stop=stop, linger=1.0), stop) as thread:
         with live_host(3):
             wait_until(lambda: sink.taken == numbers(range(3)))
         wait_until(lambda: not ring_names(directory))
@@ -245,7 +252,7 @@ def test_host_dies_while_the_sink_is_stuck(directory: RingDir) -> None:
     sink = Recorder(judge)
     with ExitStack() as hosts:
         hosts.enter_context(live_host(5))
-        with running(Exporter([directory], [sink], stop=stop, linger=0.0), stop) as thread:
+        with running(exporter([directory], [sink], stop=stop, linger=0.0), stop) as thread:
             wait_until(lambda: sink.offered)
             hosts.close()
             allow.set()
@@ -401,7 +408,7 @@ def test_stop_hands_over_what_is_not_delivered(directory: RingDir) -> None:
     dead_host(directory, 20)
     stop = threading.Event()
     stuck = Recorder(script(None, *[RetryLater("no", 300.0)] * 9))
-    with running(Exporter([directory], [stuck], stop=stop, batch_records=10), stop):
+    with running(exporter([directory], [stuck], stop=stop, batch_records=10), stop):
         wait_until(lambda: len(stuck.offered) == 2)
         begun = time.monotonic()
     assert time.monotonic() - begun < 2
@@ -418,7 +425,7 @@ def test_gives_up_when_nobody_lives_and_nothing_moves(
     monkeypatch.setattr(loop, "_GIVE_UP_AFTER", 0.2)
     dead_host(directory, 3)
     sink = Recorder(script(*[RetryLater("no")] * 10_000))
-    Exporter([directory], [sink], stop=threading.Event(), linger=0.0).run()
+    exporter([directory], [sink], linger=0.0).run()
     assert sink.taken == []
     assert len(ring_names(directory)) == 1
     drain(directory, sink := Recorder())
@@ -432,7 +439,7 @@ def test_hosts_see_why_and_when_it_is_over(directory: RingDir) -> None:
         if not allow.is_set():
             raise RetryLater("http 503 " + "é" * 100)
 
-    with live_host(1), running(Exporter([directory], [Recorder(judge)], stop=stop), stop):
+    with live_host(1), running(exporter([directory], [Recorder(judge)], stop=stop), stop):
         wait_until(lambda: counters(directory)["last_error"])
         assert counters(directory)["last_error"] == ("http 503 " + "?" * 100)[:63]
         allow.set()
@@ -462,7 +469,7 @@ def test_delays(monkeypatch: pytest.MonkeyPatch) -> None:
             return 1
 
     sink = Outlet(Recorder(judge))
-    sink.offer(OneRecord(1, 1))
+    sink.offer(OneRecord(1, 1, lambda records: None))
     longest = 0.0
     for failures in range(2000):
         sink.attempt()

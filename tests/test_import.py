@@ -17,13 +17,16 @@ PACKAGE = Path(picostep.__file__).parent
 # What the exporter, the sinks and the settings need, and a host that only records does not.
 HEAVY = {
     *("asyncio", "contextlib", "ctypes", "dataclasses", "datetime", "decimal", "enum", "hashlib", "http"),
-    *("inspect", "json", "logging", "orjson", "re", "sqlite3", "ssl", "subprocess", "tempfile", "threading"),
-    *("typing", "urllib", "urllib3"),
+    *("fractions", "inspect", "json", "logging", "orjson", "re", "sqlite3", "ssl", "subprocess", "tempfile"),
+    *("threading", "typing", "urllib", "urllib3"),
 }
+
+# What only those need that export, or read the cost of a step.
+PROGRAMS = ("picostep.export", "picostep.sinks", "picostep.prices", "picostep._cost")
 
 HOST_MODULES = [
     "picostep",
-    *(f"picostep._{name}" for name in ("records", "ring", "keeper")),
+    *(f"picostep._{name}" for name in ("cost", "records", "ring", "keeper")),
     *(f"picostep.{name}" for name in ("api", "config", "errors", "recorder", "ringdir", "times", "usage")),
 ]
 
@@ -47,7 +50,7 @@ def test_import_loads_nothing_heavy(module: str) -> None:
     loaded = loaded_by(f"import {module}")
 
     assert {name for name in loaded if name.partition(".")[0] in HEAVY} == set()
-    assert {name for name in loaded if name.startswith(("picostep.export", "picostep.sinks"))} == set()
+    assert {name for name in loaded if name.startswith(PROGRAMS)} == set()
     outside = {name for name in loaded if not name.startswith(("picostep", "_cython", "cython_runtime"))}
     assert outside <= {"__future__", "atexit", "time"}
 
@@ -56,10 +59,26 @@ def test_recording_loads_nothing_heavy(tmp_path: Path) -> None:
     """Not even the first record, which opens the ring, and its exit."""
     statement = (
         "import picostep as p, os; os.environ.update(PICOSTEP_EXPORTER='off', PICOSTEP_DIR=sys.argv[2], "
-        "PICOSTEP_TO='stdout'); p.step('r').prompt('p').response('q').tokens(1, 2, 3).cost(0.5).end()"
+        "PICOSTEP_TO='stdout'); p.step('r').prompt('p').response('q').tokens(1, 2, 3, cache_write=4)"
+        ".model('m', provider='p', service_tier='batch').cost(0.5).end(); p.stats()"
     )
 
-    assert {name.partition(".")[0] for name in loaded_by(statement, str(tmp_path))} & HEAVY == set()
+    loaded = loaded_by(statement, str(tmp_path))
+
+    assert {name.partition(".")[0] for name in loaded} & HEAVY == set()
+    assert {name for name in loaded if name.startswith(PROGRAMS)} == set()
+
+
+def test_reading_a_cost_loads_prices_and_no_more(tmp_path: Path) -> None:
+    """What a regular expression needs, but neither an exporter nor OpenSSL, JSON, dates or logging."""
+    statement = (
+        "import picostep as p, os; os.environ.update(PICOSTEP_EXPORTER='off', PICOSTEP_DIR=sys.argv[2], "
+        "PICOSTEP_TO='stdout'); p.step('r').model('gpt-4o').tokens(1, 2, 3).total_cost"
+    )
+
+    loaded = {name.partition(".")[0] for name in loaded_by(statement, str(tmp_path))}
+
+    assert loaded & HEAVY <= {"decimal", "enum", "re"}
 
 
 @pytest.mark.parametrize("module", HOST_MODULES)

@@ -435,7 +435,7 @@ def make(kind: type) -> Any:
 def test_every_setter_is_listed(kind: type) -> None:
     """So that the tests below know of a new one."""
     public = {name for name in dir(kind) if not name.startswith("_")}
-    properties = {"run_id", "step_id", "tool_call_id", "total_cost"}
+    properties = {"run_id", "step_id", "tool_call_id", "total_cost", "cost_status"}
     makers = {"step", "tool_call", "feedback"}
     names = {name for call in SETTERS[kind] for name in call.__code__.co_names}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import sqlite3
@@ -19,7 +20,7 @@ import pytest
 from picostep._ring import JSONText
 from picostep.sinks import RetryLater
 from picostep.sinks.store import SCHEMA_VERSION, StoreError, StoreSink
-from picostep.sinks.store_reader import AmbiguousRun, Cursor, NoStore, StoreReader
+from picostep.sinks.store_reader import AmbiguousRun, Cursor, GroupBy, NoStore, StoreReader
 from support import clean_environment, run_python, wait_until
 
 DOCS = Path(__file__).parent.parent / "docs" / "store.md"
@@ -114,6 +115,9 @@ class TestWriting:
         texts = "prompt response model_requested model_used finish_reason tool_definitions"
         fields: dict[str, Any] = {name: f"the {name}" for name in texts.split()}
         fields |= {"prompt_uncached_tokens": 1, "prompt_cached_tokens": 2, "completion_tokens": 2**53}
+        fields |= {"provider": "azure", "service_tier": "batch", "cache_write_tokens": 5}
+        fields |= {"cache_write_1h_tokens": 4, "reasoning_tokens": 0, "cost_pico": 2**63 - 1}
+        fields |= {"cost_status": "priced", "price_table": "0123456789ab"}
         fields |= {"first_token_ns": 3, "start_ns": 2, "end_ns": 4, "status_code": 7, "shed": True}
         stored_run: dict[str, Any] = {
             "session_id": "s",
@@ -172,6 +176,23 @@ class TestWriting:
         sink.deliver([step(real_total_cost=cost)])
 
         assert rows(path, "SELECT real_total_cost, typeof(real_total_cost) FROM steps") == [(text, "text")]
+
+    @pytest.mark.parametrize(
+        ("pico", "stored"),
+        [
+            (0, (0, "integer")),
+            (2**63 - 1, (2**63 - 1, "integer")),
+            (2**63, ("9223372036854775808", "text")),
+            (10**27 - 1, ("9" * 27, "text")),
+        ],
+    )
+    def test_no_cost_is_rounded(
+        self, sink: StoreSink, path: Path, pico: int, stored: tuple[int | str, str]
+    ) -> None:
+        sink.deliver([step(cost_pico=pico)])
+
+        assert rows(path, "SELECT cost_pico, typeof(cost_pico) FROM steps") == [stored]
+        assert StoreReader(str(path)).runs(1)[0].cost_pico == pico
 
     @pytest.mark.parametrize(
         ("given", "stored"),
@@ -428,10 +449,11 @@ class TestReading:
         sink.deliver(
             [
                 run(start_ns=1, end_ns=10, session_id="s", status_code=2, status_message="bad"),
-                step(prompt_uncached_tokens=5, completion_tokens=7, real_total_cost=0.1),
-                step(step_id="2", prompt_cached_tokens=3, real_total_cost=Decimal("0.2"), status_code=2),
-                step(step_id="3", prompt_uncached_tokens=2**62, completion_tokens=2**62),
-                step(step_id="4", prompt_uncached_tokens=2**62, completion_tokens=2**62),
+                step(prompt_uncached_tokens=5, completion_tokens=7, real_total_cost=0.1, cost_pico=10**11),
+                step(step_id="2", prompt_cached_tokens=3, cost_pico=2**63, status_code=2),
+                step(step_id="3", prompt_uncached_tokens=2**62, completion_tokens=2**62, cost_pico=2**62),
+                step(step_id="4", prompt_uncached_tokens=2**62, completion_tokens=2**62, cost_pico=2**62),
+                step(step_id="5", cache_write_tokens=11, reasoning_tokens=13, cost_status="unknown_model"),
                 tool_call(status_code=2),
                 tool_call(tool_call_id="2"),
             ]
@@ -441,11 +463,12 @@ class TestReading:
 
         assert (summary.run_id, summary.start_ns, summary.end_ns) == ("run-1", 1, 10)
         assert (summary.status_code, summary.status_message, summary.session_id) == (2, "bad", "s")
-        assert (summary.steps, summary.failed_steps) == (4, 1)
+        assert (summary.steps, summary.failed_steps) == (5, 1)
         assert (summary.tool_calls, summary.failed_tool_calls) == (2, 1)
         assert summary.prompt_uncached_tokens == 2**63 + 5
         assert (summary.prompt_cached_tokens, summary.completion_tokens) == (3, 2**63 + 7)
-        assert summary.real_total_cost == Decimal("0.3")
+        assert (summary.cache_write_tokens, summary.reasoning_tokens) == (11, 13)
+        assert (summary.cost_pico, summary.unpriced_steps) == (2**64 + 10**11, 1)
         assert summary.prompt == "hello"
 
     def test_what_nobody_told_is_not_zero(self, sink: StoreSink, path: Path) -> None:
@@ -455,7 +478,9 @@ class TestReading:
 
         assert summary.prompt_uncached_tokens is None
         assert summary.completion_tokens is None
-        assert summary.real_total_cost is None
+        assert summary.cache_write_tokens is None
+        assert summary.reasoning_tokens is None
+        assert (summary.cost_pico, summary.unpriced_steps) == (None, 1)
 
     def test_runs_without_a_row_are_open(self, sink: StoreSink, path: Path) -> None:
         sink.deliver(
@@ -579,3 +604,118 @@ class TestReading:
         writer.close()
 
         assert found[0][0].prompt == "changed"
+
+
+class TestCosts:
+    """Sums of costs over a store, by what they are grouped by."""
+
+    DAY = 86_400 * SECOND
+
+    @pytest.fixture
+    def reader(self, sink: StoreSink, path: Path) -> StoreReader:
+        sink.deliver(
+            [
+                run("run-1", session_id="first"),
+                run("run-2", session_id="second"),
+                run("run-3"),
+                step("run-1", "1", model_requested="a", model_used="b", cost_pico=7, cost_status="priced"),
+                step("run-1", "2", model_requested="b", cost_pico=2**63, cost_status="user"),
+                step("run-2", "1", model_used="b", provider="azure", cost_pico=3, cost_status="priced"),
+                step("run-2", "2", start_ns=self.DAY - 1, model_used="", model_requested="c"),
+                step("run-3", "1", start_ns=self.DAY, model_used="c", cost_status="unknown_model"),
+                step("open", "1", start_ns=3 * self.DAY, cost_status="no_usage", completion_tokens=2),
+            ]
+        )
+        return StoreReader(str(path))
+
+    @pytest.mark.parametrize(
+        ("by", "lines"),
+        [
+            (
+                "model",
+                [
+                    ("b", None, 2, 0, 2**63 + 7),
+                    ("b", "azure", 1, 0, 3),
+                    ("c", None, 2, 2, None),
+                    (None, None, 1, 1, None),
+                ],
+            ),
+            (
+                "day",
+                [
+                    ("1970-01-01", None, 4, 1, 2**63 + 10),
+                    ("1970-01-02", None, 1, 1, None),
+                    ("1970-01-04", None, 1, 1, None),
+                ],
+            ),
+            (
+                "session",
+                [
+                    ("first", None, 2, 0, 2**63 + 7),
+                    ("second", None, 2, 1, 3),
+                    (None, None, 2, 2, None),
+                ],
+            ),
+            (
+                "run",
+                [
+                    ("run-1", None, 2, 0, 2**63 + 7),
+                    ("run-2", None, 2, 1, 3),
+                    ("open", None, 1, 1, None),
+                    ("run-3", None, 1, 1, None),
+                ],
+            ),
+            (
+                "status",
+                [
+                    ("user", None, 1, 0, 2**63),
+                    ("priced", None, 2, 0, 10),
+                    (None, None, 1, 1, None),
+                    ("no_usage", None, 1, 1, None),
+                    ("unknown_model", None, 1, 1, None),
+                ],
+            ),
+        ],
+    )
+    def test_groups(self, reader: StoreReader, by: GroupBy, lines: list[tuple[Any, ...]]) -> None:
+        report = reader.costs(by)
+
+        assert [
+            (line.key, line.provider, line.steps, line.unpriced_steps, line.cost_pico)
+            for line in report.lines
+        ] == lines
+        assert (report.total.steps, report.total.unpriced_steps, report.total.cost_pico) == (6, 3, 2**63 + 10)
+        assert report.total.completion_tokens == 2
+        assert report.total.prompt_uncached_tokens is None
+        assert report.unpriced == {"": 1, "no_usage": 1, "unknown_model": 1}
+
+    def test_since(self, reader: StoreReader) -> None:
+        report = reader.costs("run", self.DAY)
+
+        assert [line.key for line in report.lines] == ["open", "run-3"]
+        assert report.unpriced == {"no_usage": 1, "unknown_model": 1}
+        assert reader.costs("day", 3 * self.DAY + 1).lines == []
+
+    def test_sums_are_exact_and_end_nowhere(self, sink: StoreSink, path: Path) -> None:
+        generator = random.Random(20_261_123)
+        records, cost, tokens = [], 0, 0
+        for number in range(3000):
+            pico = generator.randrange(2 ** generator.randrange(1, 90))
+            count = generator.randrange(2**53)
+            records.append(step(step_id=str(number), cost_pico=pico, prompt_cached_tokens=count))
+            cost, tokens = cost + pico, tokens + count
+        assert cost > 2**89
+        assert tokens > 2**63
+        sink.deliver(records)
+        reader = StoreReader(str(path))
+
+        total = reader.costs("model").total
+        assert (total.cost_pico, total.prompt_cached_tokens) == (cost, tokens)
+        assert reader.runs(1)[0].cost_pico == cost
+
+    def test_an_empty_store_has_no_costs(self, sink: StoreSink, path: Path) -> None:
+        sink.deliver([run()])
+
+        report = StoreReader(str(path)).costs("model")
+        assert (report.lines, report.unpriced) == ([], {})
+        assert (report.total.steps, report.total.cost_pico) == (0, None)

@@ -28,7 +28,7 @@ def as_object(value: Any) -> Any:
     return value
 
 
-def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | None]:
+def both_forms(usage: dict[str, Any]) -> tuple[int | None, ...]:
     """Read as mapping, as object and as read-only mapping; the three must agree."""
     found = disjoint(usage)
     assert found == disjoint(as_object(usage))
@@ -47,20 +47,54 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "prompt_tokens_details": {"cached_tokens": 1920, "audio_tokens": 0},
                 "completion_tokens_details": {"reasoning_tokens": 200},
             },
-            (86, 1920, 300),
+            (86, 1920, 300, None, None, 200),
             id="openai chat, cached and reasoning tokens are parts",
         ),
         pytest.param(
             {"prompt_tokens": 19, "completion_tokens": 10, "total_tokens": 29},
-            (19, None, 10),
+            (19, None, 10, None, None, None),
             id="openai chat, old",
         ),
         pytest.param(
             {"prompt_tokens": 19, "completion_tokens": 10, "prompt_tokens_details": None},
-            (19, None, 10),
+            (19, None, 10, None, None, None),
             id="openai compatible server without details",
         ),
-        pytest.param({"prompt_tokens": 8, "total_tokens": 8}, (8, None, None), id="openai embeddings"),
+        pytest.param(
+            {"prompt_tokens": 8, "total_tokens": 8},
+            (8, None, None, None, None, None),
+            id="openai embeddings",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 20,
+                "total_tokens": 420,
+                "prompt_tokens_details": {"cached_tokens": 40},
+                "completion_tokens_details": {"reasoning_tokens": 300},
+            },
+            (60, 40, 320, None, None, 300),
+            id="xai, reasoning tokens beside completion, as the total tells",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 320,
+                "total_tokens": 420,
+                "completion_tokens_details": {"reasoning_tokens": 300},
+            },
+            (100, None, 320, None, None, 300),
+            id="the same, contained",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 1200,
+                "completion_tokens": 9,
+                "prompt_tokens_details": {"cached_tokens": 200, "cache_write_tokens": 900},
+            },
+            (100, 200, 9, 900, None, None),
+            id="openrouter, writes in the details",
+        ),
         pytest.param(
             {
                 "prompt_tokens": 1000,
@@ -69,7 +103,7 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "prompt_cache_miss_tokens": 100,
                 "prompt_tokens_details": {"cached_tokens": 900},
             },
-            (100, 900, 5),
+            (100, 900, 5, None, None, None),
             id="deepseek",
         ),
         pytest.param(
@@ -80,7 +114,7 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "output_tokens_details": {"reasoning_tokens": 40},
                 "total_tokens": 380,
             },
-            (200, 128, 52),
+            (200, 128, 52, None, None, 40),
             id="openai responses",
         ),
         pytest.param(
@@ -90,7 +124,7 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "cache_read_input_tokens": 100_000,
                 "output_tokens": 503,
             },
-            (298, 100_000, 503),
+            (50, 100_000, 503, 248, None, None),
             id="anthropic, input is uncached already",
         ),
         pytest.param(
@@ -101,7 +135,7 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "cache_creation": {"ephemeral_5m_input_tokens": 148, "ephemeral_1h_input_tokens": 100},
                 "output_tokens": 503,
             },
-            (2296, 1800, 503),
+            (2048, 1800, 503, 248, 100, None),
             id="anthropic, writes by lifetime are the same tokens",
         ),
         pytest.param(
@@ -110,7 +144,7 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "cache_creation": {"ephemeral_5m_input_tokens": 148, "ephemeral_1h_input_tokens": 100},
                 "output_tokens": 1,
             },
-            (258, None, 1),
+            (10, None, 1, 248, 100, None),
             id="anthropic, writes by lifetime only",
         ),
         pytest.param(
@@ -121,7 +155,7 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "cache_creation": None,
                 "output_tokens": 1,
             },
-            (10, None, 1),
+            (10, None, 1, None, None, None),
             id="anthropic, no cache",
         ),
         pytest.param(
@@ -131,7 +165,7 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "cache_creation_input_tokens": 3,
                 "output_tokens": 9,
             },
-            (None, 7, 9),
+            (None, 7, 9, 3, None, None),
             id="anthropic, last event of a stream",
         ),
         pytest.param(
@@ -142,8 +176,35 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "input_token_details": {"audio": 10, "cache_creation": 200, "cache_read": 100},
                 "output_token_details": {"audio": 10, "reasoning": 200},
             },
-            (250, 100, 240),
+            (50, 100, 240, 200, None, 200),
             id="langchain",
+        ),
+        pytest.param(
+            {
+                "input_tokens": 2048 + 1800 + 248,
+                "output_tokens": 503,
+                "input_token_details": {
+                    "cache_read": 1800,
+                    "cache_creation": 0,
+                    "ephemeral_5m_input_tokens": 148,
+                    "ephemeral_1h_input_tokens": 100,
+                },
+            },
+            (2048, 1800, 503, 248, 100, None),
+            id="langchain for anthropic, writes by lifetime instead of their sum",
+        ),
+        pytest.param(
+            {
+                "input_tokens": 350,
+                "output_tokens": 1,
+                "input_token_details": {
+                    "cache_creation": 248,
+                    "ephemeral_5m_input_tokens": 148,
+                    "ephemeral_1h_input_tokens": 100,
+                },
+            },
+            (102, None, 1, 248, 100, None),
+            id="langchain, writes by lifetime beside their sum",
         ),
         pytest.param(
             {
@@ -154,7 +215,7 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "tool_use_prompt_token_count": 30,
                 "total_token_count": 1150,
             },
-            (230, 800, 120),
+            (230, 800, 120, None, None, 70),
             id="gemini, thoughts are not candidates and tool use is not prompt",
         ),
         pytest.param(
@@ -166,17 +227,17 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "toolUsePromptTokenCount": 30,
                 "totalTokenCount": 1150,
             },
-            (230, 800, 120),
+            (230, 800, 120, None, None, 70),
             id="gemini rest",
         ),
         pytest.param(
             {"prompt_token_count": 12, "thoughts_token_count": 5, "candidates_token_count": None},
-            (12, None, 5),
+            (12, None, 5, None, None, 5),
             id="gemini, stopped while thinking",
         ),
         pytest.param(
             {"prompt_token_count": None, "tool_use_prompt_token_count": 4, "candidates_token_count": 5},
-            (None, None, 5),
+            (None, None, 5, None, None, None),
             id="gemini, half a prompt is not a prompt",
         ),
         pytest.param(
@@ -187,7 +248,7 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "cache_read_input_tokens": 1800,
                 "cache_creation_input_tokens": 200,
             },
-            (210, 1800, 40),
+            (10, 1800, 40, 200, None, None),
             id="litellm for anthropic, all included in prompt_tokens",
         ),
         pytest.param(
@@ -197,23 +258,25 @@ def both_forms(usage: dict[str, Any]) -> tuple[int | None, int | None, int | Non
                 "prompt_tokens_details": {"cached_tokens": None},
                 "cache_read_input_tokens": 1800,
             },
-            (210, 1800, 40),
+            (210, 1800, 40, None, None, None),
             id="litellm, cached tokens outside the details only",
         ),
         pytest.param(
             {"prompt_tokens": 5, "completion_tokens": 3, "input_tokens": 5, "output_tokens": 3},
-            (5, None, 3),
+            (5, None, 3, None, None, None),
             id="two shapes at once are one",
         ),
         pytest.param(
             {"prompt_tokens": None, "completion_tokens": None, "input_tokens": 5, "output_tokens": 3},
-            (5, None, 3),
+            (5, None, 3, None, None, None),
             id="the shape that is filled",
         ),
-        pytest.param({"prompt_tokens": 0, "completion_tokens": 0}, (0, None, 0), id="zero is a count"),
         pytest.param(
-            {"prompt_tokens": None, "completion_tokens": None}, (None, None, None), id="nothing reported"
+            {"prompt_tokens": 0, "completion_tokens": 0},
+            (0, None, 0, None, None, None),
+            id="zero is a count",
         ),
+        pytest.param({"prompt_tokens": None, "completion_tokens": None}, (None,) * 6, id="nothing reported"),
     ],
 )
 def test_provider(usage: dict[str, Any], expected: tuple[int | None, ...]) -> None:
@@ -232,33 +295,54 @@ def test_every_shape_of_the_same_usage_gives_the_same_counts(
             "prompt_tokens_details": {"cached_tokens": cached},
             "cache_read_input_tokens": cached,
             "cache_creation_input_tokens": written,
+            "completion_tokens_details": {"reasoning_tokens": thoughts},
+            "total_tokens": whole + completion,
+        },
+        {
+            "prompt_tokens": whole,
+            "completion_tokens": visible,
+            "prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": written},
+            "completion_tokens_details": {"reasoning_tokens": thoughts},
+            "total_tokens": whole + completion,
         },
         {
             "input_tokens": whole,
             "output_tokens": completion,
-            "input_tokens_details": {"cached_tokens": cached},
+            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": written},
+            "output_tokens_details": {"reasoning_tokens": thoughts},
         },
         {
             "input_tokens": uncached,
             "output_tokens": completion,
             "cache_read_input_tokens": cached,
             "cache_creation_input_tokens": written,
+            "output_tokens_details": {"reasoning_tokens": thoughts},
         },
         {
             "input_tokens": whole,
             "output_tokens": completion,
             "input_token_details": {"cache_read": cached, "cache_creation": written},
-        },
-        {
-            "prompt_token_count": uncached + cached,
-            "tool_use_prompt_token_count": written,
-            "cached_content_token_count": cached,
-            "candidates_token_count": visible,
-            "thoughts_token_count": thoughts,
+            "output_token_details": {"reasoning": thoughts},
         },
     ]
     for shape in shapes:
-        assert (uncached + written, cached, completion) == both_forms(shape)
+        assert (uncached, cached, completion, written, None, thoughts) == both_forms(shape)
+
+    gemini = {  # whose cache is not written by requests
+        "prompt_token_count": uncached + cached,
+        "tool_use_prompt_token_count": written,
+        "cached_content_token_count": cached,
+        "candidates_token_count": visible,
+        "thoughts_token_count": thoughts,
+    }
+    assert (uncached + written, cached, completion, None, None, thoughts) == both_forms(gemini)
+
+
+def test_more_written_for_an_hour_than_at_all() -> None:
+    usage = {"input_tokens": 1, "output_tokens": 1, "cache_creation_input_tokens": 5}
+
+    with pytest.raises(ArgumentError, match=r"^6 tokens cached for an hour, of 5 cached in all$"):
+        disjoint({**usage, "cache_creation": {"ephemeral_1h_input_tokens": 6}})
 
 
 @pytest.mark.parametrize(
@@ -304,7 +388,7 @@ def test_bad_count_names_the_field(shape: dict[str, Any], bad: object) -> None:
 def test_numpy_counts() -> None:
     found = disjoint({"prompt_tokens": np.int64(7), "completion_tokens": np.uint32(3)})
 
-    assert found == (7, None, 3)
+    assert found == (7, None, 3, None, None, None)
     assert [int, int] == [type(found[0]), type(found[2])]
 
 

@@ -2,10 +2,8 @@
 """Run, Step and ToolCall: the state machine, the checks of arguments, the public chainable classes.
 
 An object is a C struct (times, ids, counts) and an array of references to the texts it was given. `finish()`
-is the one
-function that ends an object: it stamps the struct, hands it to the ring and lets the texts go. No attribute
-    is a Python
-object that could refer to others, so instances are invisible to the garbage collector.
+is the one function that ends an object: it hands the stamped struct to the ring and lets the texts go. No
+attribute is a Python object that could refer to others, so instances are invisible to the garbage collector.
 """
 cimport cython
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check
@@ -18,20 +16,22 @@ from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from picostep._clock cimport clock_offset, monotonic_ns
+from picostep._clock cimport clock_offset, monotonic_ns, wall_ns
 from picostep._ids cimport ID_BYTES, format_id, next_id
 from picostep._ring cimport (
     CONVERSATIONAL, COST_FLOAT, FEEDBACK_SCORE, FEEDBACK_TEXT, IS_CONVERSATIONAL, KIND_FEEDBACK, KIND_RUN,
     KIND_STEP, KIND_TOOL_CALL, MAX_TEXTS, OWN_ID, OWN_UUID, RUN_ID, RUN_INPUT, RUN_METADATA, RUN_OUTPUT,
     RUN_PROMPT, RUN_RESPONSE, RUN_SESSION, RUN_SYSTEM, RUN_UUID, START_GIVEN, STATUS_MESSAGE, STEP_COST,
-    STEP_FINISH, STEP_PROMPT, STEP_REQUESTED, STEP_RESPONSE, STEP_TOOLS, STEP_USED, TOKENS_CACHED,
-    TOKENS_COMPLETION, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME, TOOL_RESULT, Record, Ring, append, host,
+    STEP_FINISH, STEP_PROMPT, STEP_PROVIDER, STEP_REQUESTED, STEP_RESPONSE, STEP_TIER, STEP_TOOLS, STEP_USED,
+    TOKENS_CACHE_WRITE, TOKENS_CACHE_WRITE_1H, TOKENS_CACHED, TOKENS_COMPLETION, TOKENS_KINDS,
+    TOKENS_REASONING, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME, TOOL_RESULT, Record, Ring, append, host,
     ps_mutex,
 )
 
 from picostep.errors import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError
 
 cdef extern from "_sys.h" nogil:
+    int lowest_bit "ps_lowest_bit"(uint32_t) noexcept
     const int64_t MAX_COUNT "PS_MAX_COUNT"      # 2**53: what every JSON reader keeps exactly
     void lock "ps_lock"(ps_mutex *) noexcept
     void unlock "ps_unlock"(ps_mutex *) noexcept
@@ -47,8 +47,19 @@ cdef enum State:
 cdef enum:
     MAX_FEEDBACK = 2000
     MAX_COST_TEXT = 1000    # short enough to stay whole in any record
-    # Slots that outlive end(), for the properties.
-    KEPT = 1 << RUN_ID | 1 << OWN_ID | 1 << STEP_COST
+    # Slots that outlive end(), for the properties: ids, and of a step what its cost follows from.
+    KEPT = 1 << RUN_ID | 1 << OWN_ID
+    STEP_KEPT = (
+        KEPT | 1 << STEP_REQUESTED | 1 << STEP_USED | 1 << STEP_COST | 1 << STEP_PROVIDER | 1 << STEP_TIER)
+    PART_TOKENS = 1 << TOKENS_CACHE_WRITE | 1 << TOKENS_CACHE_WRITE_1H | 1 << TOKENS_REASONING
+
+# As the exporter calls them: the texts that a cost follows from; the counts, by TOKENS_*.
+cdef tuple COST_TEXTS = (
+    (STEP_COST, "real_total_cost"), (STEP_REQUESTED, "model_requested"), (STEP_USED, "model_used"),
+    (STEP_PROVIDER, "provider"), (STEP_TIER, "service_tier"))
+cdef tuple TOKEN_NAMES = (
+    "prompt_uncached_tokens", "prompt_cached_tokens", "completion_tokens", "cache_write_tokens",
+    "cache_write_1h_tokens", "reasoning_tokens")
 
 cdef struct Draft:
     Record record
@@ -149,10 +160,10 @@ cdef inline void drop(Draft *draft, int slot) noexcept:
 
 
 cdef inline void drop_all(Draft *draft, uint32_t keep) noexcept:
-    cdef int slot
-    for slot in range(MAX_TEXTS):
-        if draft.text[slot] != NULL and not keep >> slot & 1:
-            drop(draft, slot)
+    cdef uint32_t left = draft.record.present & ~keep
+    while left:
+        drop(draft, lowest_bit(left))
+        left &= left - 1
 
 
 cdef inline object exact(object text):
@@ -290,31 +301,60 @@ cdef int as_odd_count(object value, int64_t *out, int64_t low, str where, str ar
     return 1
 
 
+cdef inline int count(int64_t *counts, uint8_t *has, int kind, object value, str where,
+                      str argument) except -1:
+    if value is None:
+        return 1
+    has[0] |= <uint8_t>(1 << kind)
+    return as_count(value, &counts[kind], where, argument)
+
+
 cdef inline int set_tokens(Draft *draft, object uncached, object cached, object completion,
-                           str where) except -1:
+                           object cache_write, object cache_write_1h, object reasoning, str where) except -1:
     """All or none: a wrong count leaves the others as they were."""
-    cdef int64_t n[3]
+    cdef int64_t counts[TOKENS_KINDS]
     cdef uint8_t has = 0
-    if uncached is not None:
-        if not as_count(uncached, &n[TOKENS_UNCACHED], where, "prompt_uncached"):
+    if not (count(counts, &has, TOKENS_UNCACHED, uncached, where, "prompt_uncached")
+            and count(counts, &has, TOKENS_CACHED, cached, where, "prompt_cached")
+            and count(counts, &has, TOKENS_COMPLETION, completion, where, "completion")):
+        return 0
+    if (cache_write is not None or cache_write_1h is not None or reasoning is not None
+            or draft.record.has_tokens & PART_TOKENS):
+        if not (count(counts, &has, TOKENS_CACHE_WRITE, cache_write, where, "cache_write")
+                and count(counts, &has, TOKENS_CACHE_WRITE_1H, cache_write_1h, where, "cache_write_1h")
+                and count(counts, &has, TOKENS_REASONING, reasoning, where, "reasoning")
+                and check_part(draft, counts, has, TOKENS_CACHE_WRITE_1H, TOKENS_CACHE_WRITE,
+                               "cache_write_1h", "cache_write", where)
+                and check_part(draft, counts, has, TOKENS_REASONING, TOKENS_COMPLETION,
+                               "reasoning", "completion", where)):
             return 0
-        has |= 1 << TOKENS_UNCACHED
-    if cached is not None:
-        if not as_count(cached, &n[TOKENS_CACHED], where, "prompt_cached"):
-            return 0
-        has |= 1 << TOKENS_CACHED
-    if completion is not None:
-        if not as_count(completion, &n[TOKENS_COMPLETION], where, "completion"):
-            return 0
-        has |= 1 << TOKENS_COMPLETION
-    if has & 1 << TOKENS_UNCACHED:
-        draft.record.tokens[TOKENS_UNCACHED] = n[TOKENS_UNCACHED]
-    if has & 1 << TOKENS_CACHED:
-        draft.record.tokens[TOKENS_CACHED] = n[TOKENS_CACHED]
-    if has & 1 << TOKENS_COMPLETION:
-        draft.record.tokens[TOKENS_COMPLETION] = n[TOKENS_COMPLETION]
     draft.record.has_tokens |= has
+    if uncached is not None:
+        draft.record.tokens[TOKENS_UNCACHED] = counts[TOKENS_UNCACHED]
+    if cached is not None:
+        draft.record.tokens[TOKENS_CACHED] = counts[TOKENS_CACHED]
+    if completion is not None:
+        draft.record.tokens[TOKENS_COMPLETION] = counts[TOKENS_COMPLETION]
+    has &= PART_TOKENS
+    while has:
+        draft.record.tokens[lowest_bit(has)] = counts[lowest_bit(has)]
+        has &= has - 1
     return 1
+
+
+cdef int check_part(Draft *draft, const int64_t *counts, uint8_t has, int part, int whole, str part_name,
+                    str whole_name, str where) except -1:
+    """A count that is a part of another cannot be larger; either may come first."""
+    cdef uint8_t known = has | draft.record.has_tokens
+    cdef int64_t of_part, of_whole
+    if not (known >> part & 1 and known >> whole & 1):
+        return 1
+    of_part = counts[part] if has >> part & 1 else draft.record.tokens[part]
+    of_whole = counts[whole] if has >> whole & 1 else draft.record.tokens[whole]
+    if of_part <= of_whole:
+        return 1
+    return fail(
+        ArgumentError, f"{where}(): {part_name} ({of_part}) is a part of {whole_name} ({of_whole}), not more")
 
 
 cdef inline int set_cost(Draft *draft, object value, str where, str argument) except -1:
@@ -604,7 +644,7 @@ cdef int finish(_Handle self, str where) except -1:
         return not_open(self.state, where)
     self.state = ENDED
     hand_over(&self.draft, self.destination)
-    drop_all(&self.draft, KEPT)
+    drop_all(&self.draft, STEP_KEPT if self.draft.record.kind == KIND_STEP else KEPT)
     return 0
 
 
@@ -739,18 +779,43 @@ cdef class Step(_Handle):
         return id_text(&self.draft, OWN_ID, OWN_UUID, self.draft.record.own_uuid)
 
     @property
-    @cython.critical_section
     def total_cost(self):
-        """Cost in US dollars as decimal.Decimal, or None when it is not known.
+        """Cost in US dollars as an exact decimal.Decimal, or None when it is not known; see cost_status.
 
-        A float counts as the shortest decimal that it prints as.
+        What cost() was given, else what follows from model and tokens: at once, also before end(). A float
+        counts as the shortest decimal that denotes it.
         """
-        from decimal import Decimal
-        if self.draft.record.flags & COST_FLOAT:
-            return Decimal(repr(self.draft.record.cost))
-        if self.draft.text[STEP_COST] != NULL:
-            return Decimal(<object>self.draft.text[STEP_COST])
-        return None
+        return recorder.cost(self.priced(), self.destination)[0]
+
+    @property
+    def cost_status(self) -> str:
+        """Where total_cost comes from, or why there is none.
+
+        One of picostep.prices.STATUSES: "user", "override", "priced", "free", "unknown_model" …;
+        docs/prices.md explains them.
+        """
+        return recorder.cost(self.priced(), self.destination)[1]
+
+    @cython.critical_section
+    cdef dict priced(self):
+        """What a cost follows from, by the names that the exporter uses."""
+        cdef Draft *draft = &self.draft
+        cdef Record *record = &draft.record
+        cdef dict out = {}
+        cdef int64_t start = record.start_ns
+        cdef int kind
+        if self.state == OPEN and not record.flags & START_GIVEN:
+            start += wall_ns() - monotonic_ns()
+        out["start_ns"] = start
+        if record.flags & COST_FLOAT:
+            out["real_total_cost"] = record.cost
+        for slot, name in COST_TEXTS:
+            if draft.text[<int>slot] != NULL:
+                out[name] = <object>draft.text[<int>slot]
+        for kind in range(TOKENS_KINDS):
+            if record.has_tokens >> kind & 1:
+                out[TOKEN_NAMES[kind]] = record.tokens[kind]
+        return out
 
     @cython.critical_section
     def prompt(self, text):
@@ -771,26 +836,48 @@ cdef class Step(_Handle):
         return self
 
     @cython.critical_section
-    def model(self, requested=None, used=None):
-        """Sets the model that was asked for and the one that answered. None keeps what was set."""
+    def model(self, requested=None, used=None, *, provider=None, service_tier=None):
+        """Sets the model that was asked for and the one that answered. None keeps what was set.
+
+        Args:
+            requested, used: names, as the provider writes them.
+            provider: who served it, as "openai", "azure", "bedrock"; without it the name has to tell.
+            service_tier: "batch", "flex", "priority" …, where that has a price of its own.
+        """
         cdef Draft *draft = &self.draft
         if self.state != OPEN:
             not_open(self.state, "Step.model")
         elif (optional_text(requested, "Step.model", "requested")
-                and optional_text(used, "Step.model", "used")):
+                and optional_text(used, "Step.model", "used")
+                and optional_text(provider, "Step.model", "provider")
+                and optional_text(service_tier, "Step.model", "service_tier")):
             set_optional(draft, STEP_REQUESTED, requested, "Step.model", "requested")
             set_optional(draft, STEP_USED, used, "Step.model", "used")
+            set_optional(draft, STEP_PROVIDER, provider, "Step.model", "provider")
+            set_optional(draft, STEP_TIER, service_tier, "Step.model", "service_tier")
         return self
 
     @cython.critical_section
-    def tokens(self, prompt_uncached=None, prompt_cached=None, completion=None):
+    def tokens(self, prompt_uncached=None, prompt_cached=None, completion=None, *, cache_write=None,
+               cache_write_1h=None, reasoning=None):
         """Sets token counts: ints from 0 to 2**53. None keeps what was set.
 
-        The three are disjoint: cached prompt tokens are not part of the uncached. usage() reads them from a
-            provider's answer.
+        Args:
+            prompt_uncached: prompt tokens processed afresh.
+            prompt_cached: prompt tokens read from a cache. They are not part of the uncached ones; that they
+                were counted twice cannot be seen from here, so prefer usage(), which reads a provider's own
+                answer.
+            completion: tokens generated, reasoning included.
+            cache_write: prompt tokens written to a cache; not part of the two above.
+            cache_write_1h: those of cache_write that live for an hour.
+            reasoning: those of completion that are reasoning.
+
+        The keywords serve the cost and the sinks of one's own; The Context Company's ingest has no place for
+        them.
         """
         if self.state == OPEN:
-            set_tokens(&self.draft, prompt_uncached, prompt_cached, completion, "Step.tokens")
+            set_tokens(&self.draft, prompt_uncached, prompt_cached, completion, cache_write, cache_write_1h,
+                       reasoning, "Step.tokens")
         else:
             not_open(self.state, "Step.tokens")
         return self
@@ -802,11 +889,12 @@ cdef class Step(_Handle):
             not_open(self.state, "Step.usage")
             return self
         try:
-            uncached, cached, completion = recorder.disjoint(obj)
+            uncached, cached, completion, cache_write, cache_write_1h, reasoning = recorder.disjoint(obj)
         except (ArgumentError, ArgumentTypeError) as error:
             fail(type(error), f"Step.usage(): {error}")
         else:
-            set_tokens(&self.draft, uncached, cached, completion, "Step.usage")
+            set_tokens(&self.draft, uncached, cached, completion, cache_write, cache_write_1h, reasoning,
+                       "Step.usage")
         return self
 
     @cython.critical_section
@@ -1030,10 +1118,12 @@ cdef int conclude(Draft *draft, object status_code, object status_message, objec
     return 0
 
 
+# The rarest keywords last: each that is given is looked for among those before it.
 def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, model_used=None,
               prompt_uncached=None, prompt_cached=None, completion=None, cost=None, finish_reason=None,
               tool_definitions=None, status_code=0, status_message=None, start_time=None, end_time=None,
-              api_key=None, tcc_url=None) -> str:
+              api_key=None, tcc_url=None, provider=None, service_tier=None, cache_write=None,
+              cache_write_1h=None, reasoning=None) -> str:
     """Records a whole step in one call: the fastest way. Arguments as in step() and the methods of Step.
 
     Returns:
@@ -1050,7 +1140,10 @@ def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, m
         set_body(&draft, STEP_RESPONSE, response, "send_step", "response")
         set_optional(&draft, STEP_REQUESTED, model_requested, "send_step", "model_requested")
         set_optional(&draft, STEP_USED, model_used, "send_step", "model_used")
-        set_tokens(&draft, prompt_uncached, prompt_cached, completion, "send_step")
+        set_optional(&draft, STEP_PROVIDER, provider, "send_step", "provider")
+        set_optional(&draft, STEP_TIER, service_tier, "send_step", "service_tier")
+        set_tokens(&draft, prompt_uncached, prompt_cached, completion, cache_write, cache_write_1h, reasoning,
+                   "send_step")
         if cost is not None:
             set_cost(&draft, cost, "send_step", "cost")
         set_optional(&draft, STEP_FINISH, finish_reason, "send_step", "finish_reason")

@@ -67,7 +67,7 @@ cdef struct Record:         # the fixed part of every record
     int64_t end_ns
     int64_t first_token_ns  # 0: none
     int64_t status_code
-    int64_t tokens[3]       # TOKENS_*; valid where has_tokens has the bit
+    int64_t tokens[6]       # TOKENS_*; valid where has_tokens has the bit
     double cost             # valid with COST_FLOAT
     uint8_t run_uuid[16]    # valid with RUN_UUID, else the id is a text
     uint8_t own_uuid[16]    # valid with OWN_UUID
@@ -99,6 +99,10 @@ cdef enum:
     TOKENS_UNCACHED = 0
     TOKENS_CACHED = 1
     TOKENS_COMPLETION = 2
+    TOKENS_CACHE_WRITE = 3
+    TOKENS_CACHE_WRITE_1H = 4   # of which live for an hour
+    TOKENS_REASONING = 5        # a part of completion
+    TOKENS_KINDS = 6
 
 # Text slots. 0 and 1 are ids in every kind; status_message is 8 in every kind.
 cdef enum:
@@ -114,6 +118,8 @@ cdef enum:
     STEP_USED = 6
     STEP_FINISH = 7
     STEP_COST = 9           # decimal text of an int or Decimal
+    STEP_PROVIDER = 10
+    STEP_TIER = 11
 
 cdef enum:
     RUN_SESSION = 1         # a run has no second id

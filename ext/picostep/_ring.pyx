@@ -545,7 +545,7 @@ class JSONText(str):
 
 cdef tuple STEP_NAMES = (
     "run_id", "step_id", "prompt", "response", "tool_definitions", "model_requested", "model_used",
-    "finish_reason", "status_message", "real_total_cost", None, None)
+    "finish_reason", "status_message", "real_total_cost", "provider", "service_tier")
 cdef tuple RUN_NAMES = (
     "run_id", "session_id", "user_prompt", "response", "system_prompt", "full_input", "full_output",
     "metadata", "status_message", None, None, None)
@@ -556,7 +556,9 @@ cdef tuple FEEDBACK_NAMES = (
     "run_id", "feedback_id", "score", "text", None, None, None, None, "status_message", None, None, None)
 cdef tuple NAMES = (None, STEP_NAMES, RUN_NAMES, TOOL_NAMES, FEEDBACK_NAMES)
 cdef tuple KINDS = (None, "step", "run", "tool_call", "feedback")
-cdef tuple TOKENS = ("prompt_uncached_tokens", "prompt_cached_tokens", "completion_tokens")
+cdef tuple TOKENS = (
+    "prompt_uncached_tokens", "prompt_cached_tokens", "completion_tokens", "cache_write_tokens",
+    "cache_write_1h_tokens", "reasoning_tokens")
 
 
 cdef str uuid_text(const uint8_t *id):
@@ -627,7 +629,7 @@ cdef dict decode(const Frame *frame):
     if left or "run_id" not in out:
         raise Damaged
     if frame.kind == KIND_STEP:
-        for i in range(3):
+        for i in range(TOKENS_KINDS):
             if record.has_tokens & (1 << i):
                 out[TOKENS[i]] = record.tokens[i]
         if record.flags & COST_FLOAT:

@@ -86,7 +86,11 @@ class Step(_Handle):
 
     @property
     def total_cost(self) -> Decimal | None:
-        """_Cost in US dollars, or None when it is not known."""
+        """Cost in US dollars, exact; None if not known. What `cost()` was given, else computed."""
+
+    @property
+    def cost_status(self) -> str:
+        """Where `total_cost` comes from, or why there is none; one of `picostep.prices.STATUSES`."""
 
     def prompt(self, text: _Body) -> Self:
         """Set what was sent to the model."""
@@ -94,7 +98,14 @@ class Step(_Handle):
     def response(self, text: _Body) -> Self:
         """Set what the model answered."""
 
-    def model(self, requested: str | None = None, used: str | None = None) -> Self:
+    def model(
+        self,
+        requested: str | None = None,
+        used: str | None = None,
+        *,
+        provider: str | None = None,
+        service_tier: str | None = None,
+    ) -> Self:
         """Set the model that was asked for and the one that answered; None keeps what was set."""
 
     def tokens(
@@ -102,6 +113,10 @@ class Step(_Handle):
         prompt_uncached: SupportsIndex | None = None,
         prompt_cached: SupportsIndex | None = None,
         completion: SupportsIndex | None = None,
+        *,
+        cache_write: SupportsIndex | None = None,
+        cache_write_1h: SupportsIndex | None = None,
+        reasoning: SupportsIndex | None = None,
     ) -> Self:
         """Set token counts, disjoint, 0 to 2**53; None keeps what was set."""
 
@@ -204,6 +219,11 @@ def send_step(
     end_time: _Time | None = None,
     api_key: str | None = None,
     tcc_url: str | None = None,
+    provider: str | None = None,
+    service_tier: str | None = None,
+    cache_write: SupportsIndex | None = None,
+    cache_write_1h: SupportsIndex | None = None,
+    reasoning: SupportsIndex | None = None,
 ) -> str:
     """Record a whole step in one call; return its id."""
 

@@ -12,7 +12,8 @@ from picostep.errors import ArgumentError, ArgumentTypeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from os import PathLike
     from typing import Any
 
 __all__ = ["configure", "flush", "shutdown", "stats"]
@@ -31,6 +32,8 @@ def configure(
     batch_bytes: int | None = None,
     exit_timeout: float | None = None,
     misuse: str | None = None,
+    prices: Mapping[str | tuple[str, str], Mapping[str, Any]] | str | PathLike[str] | None = None,
+    send_computed_cost: bool | None = None,
 ) -> None:
     """
     Set what the environment does not say, or says otherwise. Optional; best called once, at start.
@@ -68,6 +71,13 @@ def configure(
         misuse: `"raise"`, or `"log"` to count wrong calls, log the first of each kind, and otherwise ignore
             them; else `PICOSTEP_MISUSE`.
 
+        prices: Prices of one's own, which win over the price table: a mapping from a model or `(provider,
+            model)`, or the name of a TOML or JSON file; `picostep.prices.Overrides` describes both. Else the
+            file named by `PICOSTEP_PRICES`.
+
+        send_computed_cost: Also send The Context Company the costs that picostep computed, where none was
+            set; else `PICOSTEP_SEND_COMPUTED_COST`. By default not: the service prices steps itself.
+
     Raises:
         ConfigError: A setting cannot be used; nothing is changed.
     """
@@ -84,6 +94,8 @@ def configure(
             batch_bytes=batch_bytes,
             exit_timeout=exit_timeout,
             misuse=misuse,
+            prices=prices,
+            send_computed_cost=send_computed_cost,
         )
     )
 
@@ -147,6 +159,8 @@ def stats() -> dict[str, Any]:
         last_error: What the exporter last failed with, or None.
 
         misuse: Wrong calls by exception, in the mode `misuse="log"`.
+
+        price_table_errors: How many refreshed price tables this process found that it could not use.
 
         rings: The same for each ring, with its destination and exporter.
     """

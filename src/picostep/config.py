@@ -8,7 +8,7 @@ names the variable or argument and says what is allowed.
 
 from __future__ import annotations
 
-from os import environ
+from os import PathLike, environ
 
 from picostep.errors import ConfigError
 
@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
     from urllib.parse import ParseResult
 
-__all__ = ["Destination", "Settings", "default_store", "destination", "get_api_key", "get_url"]
+__all__ = [
+    "Destination",
+    "Settings",
+    "default_store",
+    "destination",
+    "get_api_key",
+    "get_url",
+    "refreshed_prices",
+]
 
 PRODUCTION = "https://api.thecontext.company"
 DEVELOPMENT = "https://dev.thecontext.company"
@@ -91,6 +99,15 @@ def default_store() -> str:
     Raises:
         ConfigError: There is no `XDG_STATE_HOME`, and the home directory of this user is not known.
     """
+    return _state_file("store.db")
+
+
+def refreshed_prices() -> str:
+    """Return the path of what `picostep prices refresh` makes; raises ConfigError likewise."""
+    return _state_file("prices.bin")
+
+
+def _state_file(name: str) -> str:
     from os import path
 
     state = environ.get("XDG_STATE_HOME", "")
@@ -98,10 +115,11 @@ def default_store() -> str:
         home = path.expanduser("~")
         if not path.isabs(home):
             raise ConfigError(
-                "no place for the local store: set HOME, XDG_STATE_HOME, or PICOSTEP_TO=store:/path/to/file"
+                f"no place for {name}: set HOME or XDG_STATE_HOME, or for the store "
+                "PICOSTEP_TO=store:/path/to/file"
             )
         state = path.join(home, ".local", "state")
-    return path.join(state, "picostep", "store.db")
+    return path.join(state, "picostep", name)
 
 
 def _base(text: str) -> str:
@@ -198,14 +216,20 @@ class Destination:
         url: POST target of steps, runs and tool calls; None likewise.
 
         feedback_url: POST target of feedback; None likewise.
+
+        prices: The user's own, as `picostep.prices.Overrides.plain()` gives them.
+
+        send_computed_cost: Whether sink `tcc` is told what picostep computed.
     """
 
-    __slots__ = ("_fingerprint", "api_key", "feedback_url", "to", "url")
+    __slots__ = ("_fingerprint", "api_key", "feedback_url", "prices", "send_computed_cost", "to", "url")
 
     to: tuple[str, ...]
     api_key: str | None
     url: str | None
     feedback_url: str | None
+    prices: tuple[tuple[str | int, ...], ...]
+    send_computed_cost: bool
     _fingerprint: str
 
     def __init__(
@@ -214,12 +238,16 @@ class Destination:
         api_key: str | None = None,
         url: str | None = None,
         feedback_url: str | None = None,
+        prices: Iterable[Iterable[str | int]] = (),
+        send_computed_cost: bool = False,
     ) -> None:
         put = object.__setattr__
         put(self, "to", tuple(to))
         put(self, "api_key", api_key)
         put(self, "url", url)
         put(self, "feedback_url", feedback_url)
+        put(self, "prices", tuple(tuple(row) for row in prices))
+        put(self, "send_computed_cost", send_computed_cost)
         put(self, "_fingerprint", _fingerprint(self._state()))
 
     @property
@@ -229,15 +257,15 @@ class Destination:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields (with the key) as plain str, tuple and None for the pipe to the exporter."""
-        return {"to": self.to, "api_key": self.api_key, "url": self.url, "feedback_url": self.feedback_url}
+        return dict(zip(_FIELDS, self._state(), strict=True))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Destination:
         """Make the destination again that `as_dict()` described."""
-        return cls(fields["to"], fields["api_key"], fields["url"], fields["feedback_url"])
+        return cls(**fields)
 
-    def _state(self) -> tuple[tuple[str, ...], str | None, str | None, str | None]:
-        return self.to, self.api_key, self.url, self.feedback_url
+    def _state(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in _FIELDS)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"Destination is immutable: cannot set {name!r}")
@@ -258,6 +286,9 @@ class Destination:
         key = "None" if self.api_key is None else "'…'"
         url = "None" if self.url is None else repr(_safe_url(self.url))
         return f"<Destination to={self.to!r} api_key={key} url={url}>"
+
+
+_FIELDS = ("to", "api_key", "url", "feedback_url", "prices", "send_computed_cost")
 
 
 def _fingerprint(state: tuple[object, ...]) -> str:
@@ -308,7 +339,7 @@ def destination(
     else:
         to = (f"store:{default_store()}",)
     if "tcc" not in to:
-        return Destination(to)
+        return Destination(to, prices=settings.prices)
 
     key = _first(
         (api_key, "api_key"), (settings.api_key, "api_key"), (environ.get("TCC_API_KEY"), "TCC_API_KEY")
@@ -323,6 +354,8 @@ def destination(
         checked,
         _endpoint(*(url or (get_url(INGEST_PATH, checked), "TCC_BASE_URL"))),
         _endpoint(*(feedback or (get_url(FEEDBACK_PATH, checked), "TCC_BASE_URL"))),
+        settings.prices,
+        settings.send_computed_cost,
     )
 
 
@@ -359,6 +392,10 @@ class Settings:
 
         misuse: `"raise"` or `"log"`: what a wrong call does.
 
+        prices: The user's own prices, as plain rows; see `picostep.prices.Overrides`.
+
+        send_computed_cost: Whether The Context Company is told costs that picostep computed.
+
         debug: Whether to log through `logging`.
 
         api_key: Key given to `configure()`, or None. Never shown.
@@ -376,7 +413,9 @@ class Settings:
         "exit_timeout",
         "exporter",
         "misuse",
+        "prices",
         "ring_bytes",
+        "send_computed_cost",
         "tcc_url",
         "to",
     )
@@ -390,6 +429,8 @@ class Settings:
     batch_bytes: int
     exit_timeout: float
     misuse: str
+    prices: tuple[tuple[str | int, ...], ...]
+    send_computed_cost: bool
     debug: bool
     api_key: str | None
     tcc_url: str | None
@@ -407,6 +448,8 @@ class Settings:
         batch_bytes: int | None = None,
         exit_timeout: float | None = None,
         misuse: str | None = None,
+        prices: Mapping[Any, Any] | str | PathLike[str] | None = None,
+        send_computed_cost: bool | None = None,
         debug: bool | None = None,
         api_key: str | None = None,
         tcc_url: str | None = None,
@@ -435,6 +478,11 @@ class Settings:
 
             misuse: Else `PICOSTEP_MISUSE`, else `"raise"`.
 
+            prices: A mapping or the name of a file, as `picostep.prices.Overrides` describes them; else the
+                file named by `PICOSTEP_PRICES`.
+
+            send_computed_cost: Else `PICOSTEP_SEND_COMPUTED_COST`, else False.
+
             debug: Else `TCC_DEBUG` (`1` or `true`), else False.
 
             api_key: Default key of `configure()`; `TCC_API_KEY` is looked up by `destination()`.
@@ -461,6 +509,10 @@ class Settings:
             *_given(exit_timeout, "exit_timeout", "PICOSTEP_EXIT_TIMEOUT"), 3600, 2.0
         )
         self.misuse = _choice(*_given(misuse, "misuse", "PICOSTEP_MISUSE"), MISUSES)
+        self.prices = _prices(*_given(prices, "prices", "PICOSTEP_PRICES"))
+        self.send_computed_cost = _flag(
+            *_given(send_computed_cost, "send_computed_cost", "PICOSTEP_SEND_COMPUTED_COST")
+        )
         if debug is None:
             debug = environ.get("TCC_DEBUG", "").lower() in ("1", "true")
         self.debug = _flag(debug, "debug")
@@ -544,6 +596,19 @@ def _path(value: object, name: str) -> str:
 
 def _directory(value: object, name: str) -> str | None:
     return None if value is None else _path(value, name)
+
+
+def _prices(value: object, name: str) -> tuple[tuple[str | int, ...], ...]:
+    if value is None:
+        return ()
+    from picostep.prices.overrides import Overrides
+
+    try:
+        if isinstance(value, (str, PathLike)):
+            return Overrides.from_file(_path(value, name)).plain()
+        return Overrides(value).plain()  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _choice(value: object, name: str, allowed: tuple[str, ...]) -> str:

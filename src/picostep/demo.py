@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from decimal import Decimal
 
 import picostep
 
@@ -98,11 +99,11 @@ def _lisbon() -> str:
 
 
 def _packing_list() -> str:
-    """Run a single step, written as one chain."""
+    """Run a single step of a model that no price table knows, written as one chain."""
     request = "What do I pack for two rainy days in Bergen?"
     answer = "A rain jacket with a hood, waterproof shoes, a warm layer, and a dry bag for your phone."
     run = picostep.run(session_id="trip-bergen").prompt(request, system_prompt=_SYSTEM)
-    _ask(run, "claude-haiku-4-5", _conversation(request), _Reply(answer, 58, 0, 27, 0.7))
+    _ask(run, "northwind-chat-2", _conversation(request), _Reply(answer, 58, 0, 27, 0.7))
     run.response(answer).end()
     return run.run_id
 
@@ -123,7 +124,7 @@ def _oslo() -> str:
 
 
 def _kyoto() -> str:
-    """Run an agent that works in Japanese."""
+    """Run an agent that works in Japanese, and knows what its step cost."""
     request = "日曜日の京都で、静かな庭を三つ教えてください。"
     answer = "一、無鄰菴。二、圓光寺。三、蓮華寺。朝九時までなら静かです。"
     with picostep.run(session_id="trip-kyoto") as run:
@@ -134,6 +135,7 @@ def _kyoto() -> str:
             step.first_token()
             _pass(0.5)
             step.response(answer).tokens(prompt_uncached=96, completion=41).finish_reason("stop")
+            step.cost(real_total=Decimal("0.00011"))  # from the provider's invoice
         run.response(answer)
     run.feedback(score="thumbs_down", text="Two of them are closed in winter")
     return run.run_id

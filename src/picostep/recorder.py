@@ -19,19 +19,21 @@ from picostep import config as _config
 from picostep._keeper import Keeper
 from picostep._ring import rings as _rings
 from picostep.config import Destination, Settings
-from picostep.errors import ConfigError
+from picostep.errors import ConfigError, PicostepError
 from picostep.ringdir import EXTERNAL, base, open_dir
 from picostep.times import to_ns
 from picostep.usage import disjoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from decimal import Decimal
     from logging import Logger
 
+    from picostep.prices.overrides import Overrides
     from picostep.ringdir import RingDir
 
-# The core finds these two here, by name.
-__all__ = ["default_destination", "destination", "disjoint", "misused", "open_ring", "to_ns"]
+# The core finds these here, by name.
+__all__ = ["cost", "default_destination", "destination", "disjoint", "misused", "open_ring", "to_ns"]
 
 MAX_DESTINATIONS = 64
 FLUSH_TIMEOUT = 30.0
@@ -48,6 +50,7 @@ _destinations: list[Destination] = []
 _numbers: dict[tuple[object, ...], int] = {}
 _keepers: dict[int, Keeper] = {}
 _threads: dict[int, object] = {}
+_overrides: dict[int, Overrides] = {}
 _retired: list[dict[str, object]] = []
 _misuses: dict[str, int] = {}
 _forks = 0
@@ -79,10 +82,10 @@ def default_destination() -> int:
     """Return the number of the default destination, with a ring; raises ConfigError."""
     global _default
     current = settings()
-    if current.disabled:
-        _default = 0
-    elif _default < 0:
-        _default = _number(_config.destination(current))
+    if _default < 0:
+        # Steps that are not recorded have a cost, too.
+        wanted = Destination((), prices=current.prices) if current.disabled else _config.destination(current)
+        _default = _number(wanted)
     _records.use(_default, current.disabled, current.misuse == "raise")
     if not current.disabled:
         open_ring(_default)
@@ -115,6 +118,40 @@ def _number(wanted: Destination) -> int:
     return len(_destinations) - 1
 
 
+def cost(step: dict[str, object], number: int) -> tuple[Decimal | None, str]:
+    """
+    Return what a step costs in US dollars, and the status of that.
+
+    Args:
+        step: As much of its record as is known.
+
+        number: Its destination, whose prices come first.
+
+    Raises:
+        PriceTableError: The built-in price table was damaged after it was installed.
+
+        OSError: It cannot be read.
+    """
+    given = step.get("real_total_cost")
+    if given is not None:
+        from decimal import Decimal
+
+        return Decimal(repr(given) if isinstance(given, float) else str(given)), "user"
+    from picostep.prices.steps import current, price_step
+
+    found = price_step(step, _overrides_of(number), current())
+    return found.usd, found.status
+
+
+def _overrides_of(number: int) -> Overrides | None:
+    found = _overrides.get(number)
+    if found is None and _destinations[number].prices:
+        from picostep.prices.overrides import Overrides
+
+        found = _overrides[number] = Overrides.from_plain(_destinations[number].prices)
+    return found
+
+
 def misused(kind: str, message: str) -> None:
     """Count a wrong call; log the first of each kind. Only in the mode misuse="log"."""
     seen = _misuses.get(kind, 0)
@@ -128,6 +165,8 @@ def open_ring(number: int) -> None:
     _forget_parent()
     ring = _rings.get(number)
     if ring is not None and ring.open:
+        return
+    if not _destinations[number].to:  # begun while recording was switched off
         return
     try:
         _open_ring(number, settings())
@@ -353,6 +392,7 @@ def stats() -> dict[str, object]:
     result["dropped"] = dropped
     result["last_error"] = last_error or None
     result["misuse"] = dict(_misuses)
+    result["price_table_errors"] = _price_table_errors()
     result["rings"] = [
         {
             "destination": _destinations[number].fingerprint,
@@ -364,6 +404,25 @@ def stats() -> dict[str, object]:
         for number, ring in rings
     ]
     return result
+
+
+def _price_table_errors() -> int:
+    """Count refreshed price tables that cannot be used; loads the modules for prices only if there is one."""
+    from os.path import exists
+
+    if "picostep.prices.steps" not in sys.modules:
+        try:
+            if not exists(_config.refreshed_prices()):
+                return 0
+        except ConfigError:
+            return 0
+    from picostep.prices import steps
+
+    try:
+        steps.current()
+    except (PicostepError, OSError) as error:  # the built-in one is damaged, too
+        _logger().error("no price table: %s", error)
+    return steps.errors()
 
 
 def _at_exit() -> None:

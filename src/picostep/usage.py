@@ -7,7 +7,7 @@ Providers follow two conventions, and mixing them up bills cached tokens twice (
 * **disjoint**: the prompt count is what was neither read from nor written to a cache (Anthropic).
 
 Every reader below names the convention it follows and the page that documents it. The result is always
-disjoint: `prompt_uncached + prompt_cached` is the whole prompt, and no token is in two buckets.
+disjoint: `prompt_uncached + prompt_cached + cache_write` is the whole prompt, and no token is in two buckets.
 """
 
 from __future__ import annotations
@@ -17,35 +17,20 @@ from picostep.errors import ArgumentError, ArgumentTypeError
 TYPE_CHECKING = False  # what type checkers take for typing.TYPE_CHECKING; the host need not load typing
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeAlias
 
-__all__ = ["Counts", "counts", "disjoint"]
+    Counts: TypeAlias = tuple[int | None, int | None, int | None, int | None, int | None, int | None]
+
+__all__ = ["disjoint"]
 
 _MAX_COUNT = 2**53
+_INPUT_DETAILS = (
+    *("cached_tokens", "cache_read", "cache_creation", "cache_write_tokens"),
+    *("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"),
+)
 
 
-class Counts:
-    """
-    What one response used: disjoint numbers of tokens, None where the provider did not say.
-
-    Attributes:
-        prompt_uncached: Prompt tokens processed afresh, those written to a cache included.
-
-        prompt_cached: Prompt tokens read from a cache.
-
-        completion: Tokens generated, reasoning ("thinking") included.
-    """
-
-    __slots__ = ("completion", "prompt_cached", "prompt_uncached")
-
-    def __init__(
-        self, prompt_uncached: int | None, prompt_cached: int | None, completion: int | None
-    ) -> None:
-        self.prompt_uncached = prompt_uncached
-        self.prompt_cached = prompt_cached
-        self.completion = completion
-
-
-def disjoint(obj: object) -> tuple[int | None, int | None, int | None]:
+def disjoint(obj: object) -> Counts:
     """
     Read a provider's usage object or mapping.
 
@@ -54,7 +39,10 @@ def disjoint(obj: object) -> tuple[int | None, int | None, int | None]:
             with keys.
 
     Returns:
-        `(prompt_uncached, prompt_cached, completion)`, disjoint; None for what the provider did not report.
+        `(prompt_uncached, prompt_cached, completion, cache_write, cache_write_1h, reasoning)`, in the order
+        of `Step.tokens()`; None for what the provider did not report. The prompt is the sum of
+        `prompt_uncached`, `prompt_cached` and `cache_write`; `cache_write_1h` is a part of `cache_write`,
+        `reasoning` of `completion`.
 
     Raises:
         ArgumentTypeError: `obj` is None, text, a number or a sequence.
@@ -62,12 +50,6 @@ def disjoint(obj: object) -> tuple[int | None, int | None, int | None]:
         ArgumentError: The shape is not known, a count is not an integer from 0 to 2**53, or the cached part
             is larger than the whole it should be contained in.
     """
-    found = counts(obj)
-    return found.prompt_uncached, found.prompt_cached, found.completion
-
-
-def counts(obj: object) -> Counts:
-    """Read a provider's usage object or mapping; see `disjoint()` for arguments and errors."""
     if obj is None or isinstance(obj, (str, bytes, bytearray, int, float, list, tuple)):
         raise ArgumentTypeError(f"a provider's usage object or mapping is needed, not {type(obj).__name__}")
     usage = _Fields(obj)
@@ -75,7 +57,7 @@ def counts(obj: object) -> Counts:
         if usage.any_set(names):
             return read(usage)
     if any(usage.has(name) for _, names, _ in _SHAPES for name in names):
-        return Counts(None, None, None)  # a shape we know in which the provider reported nothing
+        return (None,) * 6  # a shape we know in which the provider reported nothing
     raise ArgumentError(_unknown(usage, obj))
 
 
@@ -129,17 +111,31 @@ def _openai_chat(usage: _Fields) -> Counts:
     it repeats in `cache_read_input_tokens` and `cache_creation_input_tokens`. DeepSeek API docs, "Context
     Caching": `prompt_tokens` is the sum of `prompt_cache_hit_tokens` and `prompt_cache_miss_tokens`. These
     are other names for the same cached tokens, so the largest is taken and nothing is added up.
+
+    xAI API reference: the same shape, but `completion_tokens` leaves the reasoning tokens out. `total_tokens`
+    tells the two apart.
     """
+    details = usage.nested("prompt_tokens_details")
     cached = _largest(
-        usage.nested("prompt_tokens_details").count("cached_tokens"),
+        details.count("cached_tokens"),
         usage.count("cache_read_input_tokens"),
         usage.count("prompt_cache_hit_tokens"),
     )
-    return Counts(
-        _without(usage.count("prompt_tokens"), cached, "prompt_tokens"),
-        cached,
-        usage.count("completion_tokens"),
+    written = _largest(
+        details.count("cache_creation_tokens", "cache_write_tokens"),
+        usage.count("cache_creation_input_tokens"),
     )
+    prompt, completion = usage.count("prompt_tokens"), usage.count("completion_tokens")
+    reasoning = usage.nested("completion_tokens_details").count("reasoning_tokens")
+    if (
+        reasoning
+        and completion is not None
+        and prompt is not None
+        and usage.count("total_tokens") == prompt + completion + reasoning
+    ):
+        completion += reasoning
+    uncached = _without(_without(prompt, cached, "prompt_tokens"), written, "prompt_tokens")
+    return uncached, cached, completion, written, None, reasoning
 
 
 def _input_output(usage: _Fields) -> Counts:
@@ -149,31 +145,38 @@ def _input_output(usage: _Fields) -> Counts:
 
     Inclusive with details: OpenAI API reference, "The response object"
     (`input_tokens_details.cached_tokens`), and LangChain reference, `UsageMetadata`
-    (`input_token_details.cache_read`).
+    (`input_token_details.cache_read`). Its Anthropic integration tells writes by lifetime, and then sets
+    `cache_creation`, which is the same tokens, to 0.
 
     Disjoint without: Anthropic docs, "Prompt caching", "Tracking cache performance": the whole prompt is
-    `cache_read_input_tokens + cache_creation_input_tokens + input_tokens`. Writing to the cache is
-    processing afresh, so it counts as uncached. `cache_creation` splits the same writes by lifetime and is
-    read only in place of the sum.
+    `cache_read_input_tokens + cache_creation_input_tokens + input_tokens`; `cache_creation` splits the writes
+    by lifetime.
     """
     total, completion = usage.count("input_tokens"), usage.count("output_tokens")
+    reasoning = usage.nested("output_tokens_details", "output_token_details").count(
+        "reasoning_tokens", "reasoning"
+    )
     details = usage.nested("input_tokens_details", "input_token_details")
-    if details.any_set(("cached_tokens", "cache_read")):
+    if details.any_set(_INPUT_DETAILS):
         cached = _largest(
             details.count("cached_tokens", "cache_read"), usage.count("cache_read_input_tokens")
         )
-        return Counts(_without(total, cached, "input_tokens"), cached, completion)
+        for_an_hour = details.count("ephemeral_1h_input_tokens")
+        written = _largest(
+            details.count("cache_creation", "cache_write_tokens"),
+            _sum(details.count("ephemeral_5m_input_tokens"), for_an_hour),
+        )
+        uncached = _without(_without(total, cached, "input_tokens"), written, "input_tokens")
+        return uncached, cached, completion, written, for_an_hour, reasoning
 
     by_lifetime = usage.nested("cache_creation")
+    for_an_hour = by_lifetime.count("ephemeral_1h_input_tokens")
     written = usage.count("cache_creation_input_tokens")
     if written is None:
-        written = _sum(
-            by_lifetime.count("ephemeral_5m_input_tokens"), by_lifetime.count("ephemeral_1h_input_tokens")
-        )
-    # The last events of a stream may repeat the cache counts without input_tokens: half a sum would be a
-    # wrong number.
-    uncached = None if total is None else _sum(total, written)
-    return Counts(uncached, usage.count("cache_read_input_tokens"), completion)
+        written = _sum(by_lifetime.count("ephemeral_5m_input_tokens"), for_an_hour)
+    if for_an_hour is not None and written is not None and for_an_hour > written:
+        raise ArgumentError(f"{for_an_hour} tokens cached for an hour, of {written} cached in all")
+    return total, usage.count("cache_read_input_tokens"), completion, written, for_an_hour, reasoning
 
 
 def _gemini(usage: _Fields) -> Counts:
@@ -190,11 +193,9 @@ def _gemini(usage: _Fields) -> Counts:
     uncached = _without(prompt, cached, "prompt_token_count")
     if uncached is not None:
         uncached = _sum(uncached, usage.count("tool_use_prompt_token_count", "toolUsePromptTokenCount"))
-    completion = _sum(
-        usage.count("candidates_token_count", "candidatesTokenCount"),
-        usage.count("thoughts_token_count", "thoughtsTokenCount"),
-    )
-    return Counts(uncached, cached, completion)
+    reasoning = usage.count("thoughts_token_count", "thoughtsTokenCount")
+    completion = _sum(usage.count("candidates_token_count", "candidatesTokenCount"), reasoning)
+    return uncached, cached, completion, None, None, reasoning
 
 
 # In order of preference: some servers send two shapes at once with the same tokens, and only the first is

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import time
 from contextlib import suppress
+from typing import cast
 
 import click
 
 import picostep as package
-from picostep.cli import shapes, views
+from picostep.cli import pricing, shapes, views
 from picostep.cli.failures import IO_FAILED, NOT_FOUND, Commands, Failure
+from picostep.cli.options import counts, moment
 from picostep.cli.rings import look
 from picostep.cli.service import log_to_stderr, serve
 from picostep.cli.text import clean
@@ -18,10 +20,11 @@ from picostep.config import Settings, default_store, destination
 from picostep.demo import NotStored, record
 from picostep.ringdir import EXTERNAL, base
 from picostep.sinks.store import prepare
-from picostep.sinks.store_reader import Cursor, NoStore, Row, StoreReader
+from picostep.sinks.store_reader import Cursor, GroupBy, NoStore, Row, StoreReader
 
 __all__ = ["picostep"]
 
+_COST_LINES = 50  # of a report for people, unless they say
 _POLL = 0.25  # seconds between looks of `tail -f`
 _EPILOG = """\b
 Exit codes:
@@ -43,6 +46,9 @@ _dir = click.option(
     "--dir", "directory", metavar="PATH", help="Where rings are made.  [default: PICOSTEP_DIR, else /dev/shm]"
 )
 
+_COUNT = click.IntRange(0)
+_ARGUMENTS = {"prompt": "prompt_uncached", "cached": "prompt_cached"}
+
 
 @click.group(
     cls=Commands,
@@ -53,8 +59,8 @@ _dir = click.option(
 def picostep() -> None:
     """Look at recorded runs of LLM agents, and run the exporter.
 
-    Without an account everything that a program records goes to a local store; `runs`, `show` and `tail`
-    read it. Try `picostep demo` first.
+    Without an account everything that a program records goes to a local store; `runs`, `show`, `tail`
+    and `costs` read it. Try `picostep demo` first.
     """
 
 
@@ -107,7 +113,7 @@ def runs(store: str | None, as_json: bool, limit: int, status: str | None) -> No
         click.echo(shapes.document(shapes.runs(reader.path, found)))
     elif found:
         screen = views.Screen()
-        screen.print(views.runs_table(found, screen.width))
+        screen.print(*views.runs(found, screen.width))
     else:
         click.echo(f"No such runs in {clean(str(reader.path))}.")
 
@@ -130,6 +136,111 @@ def show(run: str, store: str | None, as_json: bool, full: bool) -> None:
         click.echo(shapes.document(shapes.detail(reader.path, detail)))
     else:
         views.Screen().print(*views.run_detail(detail, full))
+
+
+@picostep.command()
+@_store
+@_json
+@click.option(
+    "--by",
+    type=click.Choice(["model", "day", "session", "run", "status"]),
+    default="model",
+    show_default=True,
+    help="What a line is for. Days are UTC; status says how a cost is known, or why not.",
+)
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=moment,
+    help="Only steps that began then or later: 2026-11-23, an ISO time, 24h, 7d.",
+)
+@click.option(
+    "-n",
+    "--limit",
+    type=click.IntRange(1),
+    help=f"Show at most this many lines.  [default: {_COST_LINES}; with --json all]",
+)
+def costs(store: str | None, as_json: bool, by: str, since: int | None, limit: int | None) -> None:
+    """Sum up what steps cost.
+
+    Costs were computed when the steps were recorded, or set by the program; sums are exact. Steps whose cost
+    is not known are counted, and are not part of any sum.
+    """
+    reader = StoreReader(_store_path(store))
+    grouped = cast("GroupBy", by)
+    report = reader.costs(grouped, since or 0)
+    if as_json:
+        click.echo(shapes.document(shapes.costs(reader.path, report, grouped, since, limit)))
+    elif report.lines:
+        views.Screen().print(*views.costs(report, grouped, limit or _COST_LINES))
+    else:
+        click.echo(f"No such steps in {clean(str(reader.path))}.")
+
+
+@picostep.command()
+@click.argument("model")
+@click.option("--provider", metavar="NAME", help="Who serves it; else the model's name must say so.")
+@click.option("--tier", metavar="NAME", help="Service tier: batch, flex, priority …")
+@click.option("--tokens", metavar="U,C,O", callback=counts, help="Tokens: uncached, cached, completion.")
+@click.option("--prompt", type=_COUNT, help="Prompt tokens neither read from nor written to a cache.")
+@click.option("--cached", type=_COUNT, help="Prompt tokens read from a cache.")
+@click.option("--cache-write", type=_COUNT, help="Prompt tokens written to a cache.")
+@click.option("--cache-write-1h", type=_COUNT, help="Those of them that live for an hour.")
+@click.option("--completion", type=_COUNT, help="Generated tokens, reasoning included.")
+@click.option("--reasoning", type=_COUNT, help="Those of them that are reasoning.")
+@click.option("--at", metavar="TIME", callback=moment, help="When the step begins.  [default: now]")
+@_json
+def price(
+    model: str,
+    provider: str | None,
+    tier: str | None,
+    tokens: tuple[int, int, int] | None,
+    at: int | None,
+    as_json: bool,
+    **given: int | None,
+) -> None:
+    """Explain the price of a model.
+
+    Which rates hold and why, and what the given tokens cost. Prices of your own, in the file that
+    PICOSTEP_PRICES names, come first.
+    """
+    numbers = {_ARGUMENTS.get(name, name): number for name, number in given.items() if number is not None}
+    if tokens is not None:
+        if any(given[name] is not None for name in ("prompt", "cached", "completion")):
+            raise click.UsageError(
+                "--tokens has the counts of --prompt, --cached and --completion: give either"
+            )
+        numbers |= dict(zip(("prompt_uncached", "prompt_cached", "completion"), tokens, strict=True))
+    known = pricing.tables()
+    found = pricing.explained(known, model, provider, tier, time.time_ns() if at is None else at, numbers)
+    if as_json:
+        click.echo(shapes.document(shapes.price(found, known.in_force)))
+    else:
+        views.Screen().print(*views.price(found, known.in_force))
+
+
+@picostep.group()
+def prices() -> None:
+    """Look at the price table, or bring it up to date."""
+
+
+@prices.command("show")
+@_json
+def show_prices(as_json: bool) -> None:
+    """Show which price table is in force."""
+    _show_prices(as_json)
+
+
+@prices.command("refresh")
+@_json
+def refresh_prices(as_json: bool) -> None:
+    """Make a price table from the installed genai-prices.
+
+    Programs that record take it up within seconds. Costs that are already recorded stay as they are.
+    Nothing is downloaded: `pip install --upgrade genai-prices` does that.
+    """
+    pricing.refresh()
+    _show_prices(as_json)
 
 
 @picostep.command()
@@ -222,6 +333,22 @@ def _print_records(screen: views.Screen, records: list[Row], as_json: bool) -> N
             click.echo(shapes.line(shapes.record(row)))
     elif records:
         screen.print(*map(views.tail_line, records))
+
+
+def _show_prices(as_json: bool) -> None:
+    known = pricing.tables()
+    if known.problem:
+        raise Failure(
+            f"the refreshed price table cannot be used: {known.problem}",
+            IO_FAILED,
+            f"The built-in table {known.built_in.table.id} is in force.\n"
+            "Make it again: picostep prices refresh",
+        )
+    own = pricing.overrides()
+    if as_json:
+        click.echo(shapes.document(shapes.prices(known, own)))
+    else:
+        views.Screen().print(*views.prices(known, own))
 
 
 def _store_path(given: str | None) -> str:

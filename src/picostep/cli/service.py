@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from picostep.config import destination
 from picostep.export.loop import Exporter
+from picostep.export.pricing import Pricer
 from picostep.export.process import SignalStop
 from picostep.ringdir import EXTERNAL, base, open_dir
 from picostep.sinks import open_sinks
@@ -68,7 +69,7 @@ def serve(settings: Settings, once: bool) -> list[str]:
     posts = []
     for name in dict.fromkeys((EXTERNAL, target.fingerprint)):
         directory = open_dir(base(settings.dir), name, create=True)
-        posts.append(_Post(directory, open_sinks(target), settings, stop, once))
+        posts.append(_Post(directory, open_sinks(target), Pricer(target), settings, stop, once))
     log.info("exporting to %s", ", ".join(target.to))
     # One thread for each: a directory that another exporter still serves must not keep the others waiting.
     with ThreadPoolExecutor(len(posts)) as pool:
@@ -82,11 +83,18 @@ class _Post:
     """One ring directory to be served."""
 
     def __init__(
-        self, directory: RingDir, sinks: Sequence[Sink], settings: Settings, stop: SignalStop, once: bool
+        self,
+        directory: RingDir,
+        sinks: Sequence[Sink],
+        pricer: Pricer,
+        settings: Settings,
+        stop: SignalStop,
+        once: bool,
     ) -> None:
         self.path = directory.path
         self._directory = directory
         self._sinks = sinks
+        self._pricer = pricer
         self._settings = settings
         self._stop = stop
         self._once = once
@@ -119,6 +127,7 @@ class _Post:
             [self._directory],
             self._sinks,
             stop=self._stop,
+            prepare=self._pricer.price,
             batch_records=self._settings.batch_records,
             batch_bytes=self._settings.batch_bytes,
             once=self._once,

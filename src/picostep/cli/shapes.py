@@ -1,4 +1,8 @@
-"""The JSON that commands print: the store's columns with readable times, and the same keys always."""
+"""
+The JSON that commands print: the store's columns with readable times, and the same keys always.
+
+Money is text, in US dollars, with all its digits.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from picostep.cli.pricing import Source, Tables, parts
 from picostep.cli.rings import Directory
 from picostep.cli.text import iso, status_word
 from picostep.config import Destination
-from picostep.sinks.store_reader import Row, RunDetail, RunSummary
+from picostep.prices.amounts import usd
+from picostep.prices.overrides import Overrides
+from picostep.sinks.store_reader import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary
 
-__all__ = ["detail", "document", "line", "record", "runs", "status"]
+__all__ = ["costs", "detail", "document", "line", "price", "prices", "record", "runs", "status"]
 
 _FLAGS = ("shed", "shortened", "conversational")
 
@@ -53,7 +60,10 @@ def status(base: str, target: Destination, directories: list[Directory]) -> dict
 
 
 def record(row: Row) -> dict[str, Any]:
-    """Return a row with ISO times instead of nanoseconds, JSON instead of JSON text, true instead of 1."""
+    """
+    Return a row with ISO times instead of nanoseconds, `total_cost` instead of pico-dollars, JSON instead of
+    JSON text, true instead of 1.
+    """
     shaped: dict[str, Any] = {}
     for column, value in row.items():
         if column.endswith("_ns"):
@@ -61,6 +71,11 @@ def record(row: Row) -> dict[str, Any]:
             shaped[name] = None if value is None else iso(value)
         elif column == "metadata":
             shaped[column] = None if value is None else json.loads(value)
+        elif column == "cost_pico":
+            given = row.get(
+                "real_total_cost"
+            )  # kept apart from what was computed, and exact where a sum is not
+            shaped["total_cost"] = _usd(value) if given is None else given
         elif column in _FLAGS:
             shaped[column] = None if value is None else bool(value)
         else:
@@ -70,10 +85,72 @@ def record(row: Row) -> dict[str, Any]:
     return shaped
 
 
-def _summary(summary: RunSummary) -> dict[str, Any]:
-    cost = summary.real_total_cost
+def costs(
+    store: Path, report: CostReport, by: GroupBy, since_ns: int | None, limit: int | None
+) -> dict[str, Any]:
+    """Return what `costs --json` prints."""
     return {
-        **record(asdict(summary)),
-        "status": status_word(summary.status_code),
-        "real_total_cost": None if cost is None else str(cost),
+        "store": str(store),
+        "by": by,
+        "since": None if since_ns is None else iso(since_ns),
+        "lines": [_cost_line(line, by) for line in report.lines[:limit]],
+        "left_out": len(report.lines[limit:]) if limit is not None else 0,
+        "total": _cost_line(report.total),
+        "unpriced": {status or "not_priced": steps for status, steps in report.unpriced.items()},
     }
+
+
+def price(found: dict[str, Any], table: Source) -> dict[str, Any]:
+    """Return what `price --json` prints."""
+    costs = {part.name: usd(part.pico) for part in parts(found)} if found["counts"] else None
+    shaped = {name: value for name, value in found.items() if name not in ("pico", "usd")}
+    place = None if found["source"] == "override" else table.path
+    return shaped | {"table_path": place, "costs": costs, "total_cost": found["usd"]}
+
+
+def prices(known: Tables, own: Overrides | None) -> dict[str, Any]:
+    """Return what `prices show --json` prints."""
+    return {
+        "in_force": _source(known.in_force),
+        "built_in": _source(known.built_in),
+        "overrides": None if own is None else {"id": own.id, "prices": len(own)},
+    }
+
+
+def _source(source: Source) -> dict[str, Any]:
+    return {
+        "table": source.table.id,
+        "source": source.table.source,
+        "compiled": source.compiled,
+        "models": len(source.table),
+        "path": source.path,
+    }
+
+
+def _cost_line(line: CostLine, by: GroupBy | None = None) -> dict[str, Any]:
+    key: dict[str, Any] = {}
+    if by is not None:
+        key[_KEYS.get(by, by)] = line.key
+    if by == "model":
+        key["provider"] = line.provider
+    return key | {
+        "steps": line.steps,
+        "unpriced_steps": line.unpriced_steps,
+        "total_cost": _usd(line.cost_pico),
+        "prompt_uncached_tokens": line.prompt_uncached_tokens,
+        "prompt_cached_tokens": line.prompt_cached_tokens,
+        "cache_write_tokens": line.cache_write_tokens,
+        "completion_tokens": line.completion_tokens,
+        "reasoning_tokens": line.reasoning_tokens,
+    }
+
+
+_KEYS: dict[GroupBy, str] = {"session": "session_id", "run": "run_id", "status": "cost_status"}
+
+
+def _summary(summary: RunSummary) -> dict[str, Any]:
+    return {**record(asdict(summary)), "status": status_word(summary.status_code)}
+
+
+def _usd(pico: int | str | None) -> str | None:
+    return None if pico is None else usd(int(pico))

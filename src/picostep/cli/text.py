@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import re
 from datetime import date, datetime
-from decimal import Decimal
 from typing import Any
 
+from picostep.prices.amounts import usd
 from picostep.times import iso_ms
 
 __all__ = [
     "clean",
     "clock",
+    "cost",
     "count",
     "date_and_time",
     "duration",
+    "exact",
     "gist",
     "iso",
     "lines",
     "metadata_line",
     "money",
+    "of_step",
     "one_line",
     "short_id",
     "size",
@@ -29,7 +32,9 @@ __all__ = [
 ]
 
 _UNITS = "kMGTPE"
+_DOLLAR = 10**12
 UNKNOWN = "-"
+NO_PRICE = "?"
 
 # Control characters (C0 with ESC, C1 with the one-byte CSI), line separators, what reorders a line to the
 # eye, and surrogates, which cannot be written.
@@ -133,22 +138,57 @@ def size(number: int) -> str:
     return f"{number} B"
 
 
-def tokens(uncached: int | None, cached: int | None, completion: int | None) -> str:
-    """Return `in(cached)/out`, where `in` includes the cached tokens; "-" for what is not known."""
-    if uncached is None and cached is None and completion is None:
+def tokens(uncached: int | None, cached: int | None, written: int | None, completion: int | None) -> str:
+    """
+    Return `in(cached)/out`, where `in` includes what is read from a cache and written to it; "-" for what is
+    not known.
+    """
+    if uncached is None and cached is None and written is None and completion is None:
         return UNKNOWN
-    told = [number for number in (uncached, cached) if number is not None]
+    told = [number for number in (uncached, cached, written) if number is not None]
     read = count(sum(told) if told else None)
     return f"{read}{f'({count(cached)})' if cached else ''}/{count(completion)}"
 
 
-def money(dollars: Decimal) -> str:
-    """Return an amount with at least two decimals and at least four significant digits, where it has them."""
-    if not -30 < dollars.adjusted() < 15:
-        return f"${dollars:.3e}"
-    rounded = round(dollars, max(6, 3 - dollars.adjusted()))
-    whole, _, fraction = f"{rounded:f}".partition(".")
-    return f"${whole}.{fraction.rstrip('0').ljust(2, '0')}"
+def money(pico: int) -> str:
+    """
+    Return pico-dollars (1e-12 USD) as dollars.
+
+    From one dollar on to the cent; below it three significant digits, and at least two decimals.
+    """
+    decimals = 2 if pico >= _DOLLAR else max(2, 15 - len(str(pico)))
+    unit = 10 ** max(12 - decimals, 0)
+    rounded, rest = divmod(pico, unit)
+    rounded += 2 * rest > unit or (2 * rest == unit and rounded % 2 == 1)
+    whole, fraction = divmod(rounded * unit, _DOLLAR)
+    return f"${whole}.{f'{fraction:012d}'.rstrip('0').ljust(2, '0')}"
+
+
+def exact(pico: int) -> str:
+    """Return pico-dollars as dollars with all digits, and at least two decimals."""
+    whole, _, fraction = usd(pico).partition(".")
+    return f"${whole}.{fraction.ljust(2, '0')}"
+
+
+def cost(pico: int | None, steps: int, unpriced: int) -> str:
+    """
+    Return what steps cost together.
+
+    `≥` stands before a sum that leaves out steps, `?` instead of one that would leave out all; "-" if there
+    are no steps.
+    """
+    if pico is None:
+        return NO_PRICE if steps else UNKNOWN
+    return f"{'≥' if unpriced else ''}{money(pico)}"
+
+
+def of_step(pico: int | None, status: str | None, given: str | None) -> str:
+    """Return what one step cost and, unless it simply has a price, how that is known or why it is not."""
+    if pico is None and given is not None:  # too much to be believed in a sum
+        shown = f"${clean(given)}"
+    else:
+        shown = NO_PRICE if pico is None else money(pico)
+    return shown if status in (None, "priced") else f"{shown} ({one_line(status, 20)})"
 
 
 def status_word(code: int | None) -> str:

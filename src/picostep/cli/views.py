@@ -18,26 +18,30 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from picostep.cli.pricing import Source, Tables, parts, rate_text
 from picostep.cli.rings import Directory, Ring
 from picostep.cli.text import (
     clean,
     clock,
+    cost,
     count,
     date_and_time,
     duration,
+    exact,
     gist,
     lines,
     metadata_line,
-    money,
+    of_step,
     one_line,
     short_id,
     size,
     status_word,
     tokens,
 )
-from picostep.sinks.store_reader import Row, RunDetail, RunSummary
+from picostep.prices.overrides import Overrides
+from picostep.sinks.store_reader import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary
 
-__all__ = ["Screen", "demo", "run_detail", "runs_table", "status", "tail_line"]
+__all__ = ["Screen", "costs", "demo", "price", "prices", "run_detail", "runs", "status", "tail_line"]
 
 _PIPE_WIDTH = 200  # columns where no terminal sets a limit
 _PREVIEW = 300  # characters of a text that is shown in part
@@ -89,11 +93,25 @@ class _Column:
     right: bool = False
 
 
-def runs_table(runs: Sequence[RunSummary], width: int) -> Table:
+def runs(found: Sequence[RunSummary], width: int) -> Iterator[RenderableType]:
     """Lay out the list of runs; on a narrow terminal the columns that matter least give way to the prompt."""
+    yield _runs_table(found, width)
+    yield from _legend(found)
+
+
+def _legend(sums: Sequence[RunSummary | CostLine]) -> Iterator[Text]:
+    """Say what the signs in a column of costs mean, those that are in it."""
+    signs = []
+    if any(entry.steps and entry.cost_pico is None for entry in sums):
+        signs.append("? no cost is known")
+    if any(entry.unpriced_steps and entry.cost_pico is not None for entry in sums):
+        signs.append("≥ some steps have no known cost")
+    if signs:
+        yield _cropped(f"{'   '.join(signs)}   (why: picostep costs --by status)", "dim")
+
+
+def _runs_table(runs: Sequence[RunSummary], width: int) -> Table:
     columns = [_run_column(runs), *_COLUMNS]
-    if any(run.real_total_cost is not None for run in runs):
-        columns.insert(-1, _COST)
     if any(_errors(run) for run in runs):
         columns.insert(-1, _ERRORS)
     for header in _EXPENDABLE:
@@ -137,12 +155,14 @@ def _error_cell(run: RunSummary) -> Text:
     return Text(str(_errors(run)), style="bold red" if _errors(run) else "dim")
 
 
-def _tokens_of(run: RunSummary) -> str:
-    return tokens(run.prompt_uncached_tokens, run.prompt_cached_tokens, run.completion_tokens)
+def _tokens_of(run: RunSummary | CostLine) -> str:
+    return tokens(
+        run.prompt_uncached_tokens, run.prompt_cached_tokens, run.cache_write_tokens, run.completion_tokens
+    )
 
 
-def _cost_cell(run: RunSummary) -> Text:
-    return Text("" if run.real_total_cost is None else money(run.real_total_cost))
+def _cost_of(sum_: RunSummary | CostLine) -> str:
+    return cost(sum_.cost_pico, sum_.steps, sum_.unpriced_steps)
 
 
 def _prompt_cell(run: RunSummary) -> Text:
@@ -157,7 +177,6 @@ def _status(code: int | None) -> Text:
     return Text(status_word(code), style=_STATUS_STYLES.get(code, "yellow"))
 
 
-_COST = _Column("COST", _cost_cell, right=True)
 _ERRORS = _Column("ERR", _error_cell, right=True)
 _COLUMNS = (
     _Column("STARTED", lambda run: Text(clock(run.start_ns))),
@@ -166,6 +185,7 @@ _COLUMNS = (
     _Column("TOOLS", lambda run: Text(str(run.tool_calls)), right=True),
     _Column("TOKENS\nin(cached)/out", lambda run: Text(_tokens_of(run)), right=True),
     _Column("TIME", lambda run: Text(duration(run.end_ns - run.start_ns)), right=True),
+    _Column("COST", lambda run: Text(_cost_of(run)), right=True),
     _Column("PROMPT", _prompt_cell),
 )
 _EXPENDABLE = ("TOOLS", "TIME", "STEPS", "STARTED", "TOKENS\nin(cached)/out", "COST", "ERR")
@@ -222,18 +242,34 @@ def _facts(detail: RunDetail) -> RenderableType:
     }
     if summary.status_code is None:
         facts["status"].append(" (its end was not recorded: it goes on, or its process died)", style="dim")
-    if summary.real_total_cost is not None:
-        facts["cost"] = Text(f"{money(summary.real_total_cost)}, as the program gave it")
+    if summary.steps:
+        facts["cost"] = Text(_explained_cost(detail))
     if summary.session_id:
         facts["session"] = Text(clean(summary.session_id))
     if run.get("metadata"):
         facts["metadata"] = Text(clean(metadata_line(json.loads(run["metadata"]))))
     if run.get("shed") or run.get("shortened"):
         facts["note"] = Text(_losses(run))
+    return _grid(facts)
+
+
+def _grid(facts: dict[str, Text]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         grid.add_row(Text(f"  {name}", style="dim"), value)
     return grid
+
+
+def _explained_cost(detail: RunDetail) -> str:
+    summary = detail.summary
+    given = [step for step in detail.steps if step["cost_status"] == "user" and step["cost_pico"] is not None]
+    shown = _cost_of(summary)
+    if summary.unpriced_steps:
+        shown += f"  the cost of {summary.unpriced_steps} of {summary.steps} steps is not known"
+    if given:
+        sum_ = cost(sum(int(step["cost_pico"]) for step in given), len(given), 0)
+        shown += f"  ({'' if len(given) == summary.steps else f'{sum_} of it '}set by the program)"
+    return shown
 
 
 def _texts(row: Row, columns: _Texts, full: bool) -> Iterator[Text]:
@@ -265,13 +301,17 @@ def _what(entry: Row) -> str:
     return f"step {one_line(model, 40)}"
 
 
+_COUNTS = ("prompt_uncached", "prompt_cached", "cache_write", "completion")
+
+
 def _entry_facts(entry: Row) -> Iterator[str]:
     if "tool_name" not in entry:
-        yield tokens(
-            *(entry[f"{name}_tokens"] for name in ("prompt_uncached", "prompt_cached", "completion"))
+        yield tokens(*(entry[f"{name}_tokens"] for name in _COUNTS))
+        yield of_step(
+            None if entry["cost_pico"] is None else int(entry["cost_pico"]),
+            entry["cost_status"],
+            entry["real_total_cost"],
         )
-        if entry["real_total_cost"] is not None:
-            yield f"${clean(entry['real_total_cost'])}"
         if entry["first_token_ns"] is not None:
             yield f"first token {duration(entry['first_token_ns'] - entry['start_ns'])}"
         if entry["finish_reason"]:
@@ -290,25 +330,154 @@ def _feedback(row: Row, full: bool) -> str:
     return "  ".join(filter(None, (clean(row["score"] or ""), shown)))
 
 
+# --- costs ------------------------------------------------------------------------------------------------
+
+_NO_KEY = {"model": "(no model)", "session": "(no session)", "status": "(never priced)"}
+
+
+def costs(report: CostReport, by: GroupBy, limit: int) -> Iterator[RenderableType]:
+    """Lay out a cost report: its first lines, the total, and why steps have no cost."""
+    made = _table()
+    made.add_column(by.upper(), overflow="fold", vertical="bottom")
+    for header in ("STEPS", "NO COST", "TOKENS\nin(cached)/out", "COST"):
+        made.add_column(header, justify="right", vertical="bottom", no_wrap=True)
+    for line in report.lines[:limit]:
+        made.add_row(_cost_key(line, by), *_cost_cells(line))
+    made.add_row("total", *_cost_cells(report.total), style="bold")
+    yield made
+    if report.lines[limit:]:
+        yield _cropped(f"{len(report.lines[limit:])} more lines are in the total (show them: -n)", "dim")
+    if report.unpriced:
+        reasons = ", ".join(
+            f"{count(steps)} {one_line(status, 20) or 'never priced'}"
+            for status, steps in report.unpriced.items()
+        )
+        yield _cropped(f"? no cost is known   ≥ some steps have no known cost: {reasons}", "dim")
+
+
+def _cost_key(line: CostLine, by: GroupBy) -> Text:
+    if line.key is None:
+        return Text(_NO_KEY.get(by, "-"), style="dim")
+    name = f"{line.provider}/{line.key}" if line.provider else line.key
+    return Text(one_line(name, 60) if by in ("model", "session") else clean(name))
+
+
+def _cost_cells(line: CostLine) -> Iterator[Text]:
+    yield Text(count(line.steps))
+    yield Text(count(line.unpriced_steps), style="yellow" if line.unpriced_steps else "dim")
+    yield Text(_tokens_of(line))
+    yield Text(_cost_of(line))
+
+
+# --- prices -----------------------------------------------------------------------------------------------
+
+
+def price(found: dict[str, Any], table: Source) -> Iterator[RenderableType]:
+    """Lay out what `pricing.explained()` found."""
+    yield Text(clean(found["row"]), style="bold cyan")
+    facts = {"asked": _asked(found)}
+    if found["source"] == "override":
+        facts["source"] = (
+            f"your own prices (overrides {found['table']}), whatever the tier, the time and the length"
+        )
+    else:
+        facts["variant"] = found["variant"]
+        facts["valid"] = _validity(found)
+        facts["length"] = _length(found["tier"], found["tiers"])
+        facts["source"] = f"{found['source']}, table {found['table']}, {_place(table)}"
+    yield _grid({name: Text(clean(fact)) for name, fact in facts.items()})
+    yield _rates(found)
+    yield from (Text(f"  {clean(note)}", style="dim") for note in found["notes"])
+
+
+def prices(known: Tables, own: Overrides | None) -> Iterator[RenderableType]:
+    """Lay out which price table is in force."""
+    yield Text.assemble(("Price table ", _RULE), (known.in_force.table.id, "bold cyan"))
+    facts = _table_facts(known.in_force) | {"from": _place(known.in_force)}
+    if known.refreshed:
+        built_in = known.built_in
+        facts["instead of"] = (
+            f"the built-in one, {built_in.table.id}: {built_in.table.source}, {built_in.compiled}"
+        )
+    if own is not None:
+        facts["overrides"] = f"{count(len(own))} prices of your own come first (PICOSTEP_PRICES, {own.id})"
+    yield _grid({name: Text(clean(fact)) for name, fact in facts.items()})
+
+
+def _table_facts(source: Source) -> dict[str, str]:
+    return {"source": source.table.source, "compiled": source.compiled, "models": str(len(source.table))}
+
+
+def _place(source: Source) -> str:
+    return "built in" if source.path is None else source.path
+
+
+def _asked(found: dict[str, Any]) -> str:
+    named = (("provider", found["provider"]), ("tier", found["service_tier"]))
+    return ", ".join(
+        [
+            found["model"],
+            *(f"{name} {value}" for name, value in named if value is not None),
+            f"at {found['at']}",
+        ]
+    )
+
+
+def _validity(found: dict[str, Any]) -> str:
+    begin, end = found["from"], found["until"]
+    spans = [f"from {begin}" if begin else "", f"until {end}" if end else "", found["daily"] or ""]
+    return ", ".join(filter(None, spans)) or "at any time"
+
+
+def _length(tier: dict[str, int | None], tiers: list[int]) -> str:
+    if not tiers:
+        return "prompts of any length"
+    above = "" if tier["above"] is None else f"more than {tier['above']}"
+    up_to = "" if tier["next"] is None else f"up to {tier['next']}"
+    return f"prompts of {' and '.join(filter(None, (above, up_to)))} tokens"
+
+
+def _rates(found: dict[str, Any]) -> Table:
+    made = _table()
+    made.add_column("  RATE")
+    made.add_column("USD / 1M TOKENS", justify="right")
+    if found["counts"]:
+        made.add_column("TOKENS", justify="right")
+        made.add_column("COST", justify="right")
+    for part in parts(found):
+        name = f"  {part.name.replace('_', ' ')}"
+        if part.name == "request":
+            if not part.rate:
+                continue
+            name += " (each)"
+        cells = [str(part.count), exact(part.pico) if part.count else ""] if found["counts"] else []
+        made.add_row(name, rate_text(part), *cells)
+    if found["counts"]:
+        made.add_row("  total", "", "", exact(found["pico"]), style="bold")
+    return made
+
+
 # --- demo -------------------------------------------------------------------------------------------------
 
 
 def demo(details: Sequence[RunDetail], store: Path, option: str, width: int) -> Iterator[RenderableType]:
     """Lay out the demo's runs, the first of them in full, and what to try next with `option` appended."""
-    runs = [detail.summary for detail in details]
-    yield Text(f"Recorded {len(runs)} runs of a scripted agent; they are stored in {clean(str(store))}\n")
-    yield runs_table(runs[::-1], width)
+    summaries = [detail.summary for detail in details]
+    yield Text(f"Recorded {len(details)} runs of a scripted agent; they are stored in {clean(str(store))}\n")
+    yield from runs(summaries[::-1], width)
     yield Text()
     yield from run_detail(details[0], full=False)
     yield Text("\nNext", style=_RULE)
-    failed = next((run for run in runs if run.status_code == 2), runs[-1])
+    failed = next((run for run in summaries if run.status_code == 2), summaries[-1])
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)  # to be copied
     grid.add_column()
     for command, purpose in (
         (f"picostep show {short_id(failed.run_id)}{option}", "why that run failed"),
-        (f"picostep show {short_id(runs[0].run_id)} --full{option}", "the run above with whole texts"),
+        (f"picostep show {short_id(summaries[0].run_id)} --full{option}", "the run above with whole texts"),
         (f"picostep runs{option}", "all runs in this store"),
+        (f"picostep costs{option}", "what its steps cost, by model"),
+        ("picostep price gpt-4.1 --tokens 184,1024,23", "how the first step's cost comes about"),
         ("picostep tail -f", "what your own program records, as it comes"),
         ("picostep status", "rings, exporters, counters"),
     ):

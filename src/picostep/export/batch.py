@@ -7,7 +7,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from picostep._ring import RingReader
     from picostep.export.payload import Record
@@ -34,12 +34,21 @@ class Batch:
 
         max_bytes: The same in bytes of the ring; the last record may reach beyond.
 
+        prepare: Called with the records of each read, to complete them.
+
         breaks: Called between records, wherever they are read or iterated; None: nothing is.
     """
 
-    def __init__(self, max_records: int, max_bytes: int, breaks: Breaks | None = None) -> None:
+    def __init__(
+        self,
+        max_records: int,
+        max_bytes: int,
+        prepare: Callable[[Sequence[Record]], None],
+        breaks: Breaks | None = None,
+    ) -> None:
         self._records_left = max_records
         self._bytes_left = max_bytes
+        self._prepare = prepare
         self._breaks = breaks
         self._records: list[Record] = []
         self._parts: deque[_Part] = deque()
@@ -67,6 +76,7 @@ class Batch:
         count = self._records_left if self._breaks is None else min(self._records_left, _READ_BETWEEN_BREAKS)
         records = ring.read(count, self._bytes_left)
         if records:
+            self._prepare(records)
             self._records += records
             self._records_left -= len(records)
             self._bytes_left -= ring.position - before

@@ -13,9 +13,10 @@ from picostep.export.inbox import DirectoryInbox, Inbox
 from picostep.export.outlet import Outlet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from picostep._ring import RingReader
+    from picostep.export.payload import Record
     from picostep.ringdir import RingDir
     from picostep.sinks import Sink
 
@@ -66,6 +67,8 @@ class Exporter:
         linger: End when this many seconds have passed without a ring. None: stay.
 
         once: End when all rings are empty.
+
+        prepare: Completes the records that were read, before any sink gets them.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Exporter:
         sinks: Sequence[Sink],
         *,
         stop: Stop,
+        prepare: Callable[[Sequence[Record]], None],
         rings: Sequence[RingReader] = (),
         batch_records: int = 512,
         batch_bytes: int = 1 << 20,
@@ -85,7 +89,7 @@ class Exporter:
         self._outlets = [Outlet(sink) for sink in sinks]
         self._stop = stop
         breaks = None if break_every is None else Breaks(break_every)
-        self._new_batch = partial(Batch, batch_records, batch_bytes, breaks)
+        self._new_batch = partial(Batch, batch_records, batch_bytes, prepare, breaks)
         self._linger = linger
         self._once = once
         self._seen_ring = self._progress = time.monotonic()

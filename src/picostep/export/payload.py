@@ -18,8 +18,19 @@ import orjson
 
 from picostep._ring import JSONText
 from picostep.export.redact import redact
+from picostep.prices import Cost
 
-__all__ = ["Record", "encode", "encode_each", "encode_local", "local", "merged_metadata", "wire"]
+__all__ = [
+    "Record",
+    "encode",
+    "encode_each",
+    "encode_local",
+    "encode_priced",
+    "local",
+    "merged_metadata",
+    "total_cost",
+    "wire",
+]
 
 Record = dict[str, Any]
 """One decoded record of a ring, with only the keys that are set."""
@@ -41,7 +52,17 @@ _STEP_FIELDS = (
 )
 _RUN_PROMPT_FIELDS = ("user_prompt", "system_prompt", "full_input")
 _RUN_FIELDS = ("session_id", "conversational", "response", "full_output", "status_message")
-_LOCAL_FIELDS = ("shed", "shortened")
+_LOCAL_FIELDS = (
+    "provider",
+    "service_tier",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "reasoning_tokens",
+    "cost_status",
+    "price_table",
+    "shed",
+    "shortened",
+)
 
 
 def wire(record: Record) -> dict[str, Any]:
@@ -69,7 +90,9 @@ def encode(record: Record) -> bytes:
 
 def local(record: Record) -> dict[str, Any]:
     """
-    Return everything known of a record: `wire(record)` and `first_token_time`, `shed`, `shortened`.
+    Return everything known of a record: `wire(record)` and `first_token_time`, `provider`, `service_tier`,
+    the counts that the ingest does not know, `total_cost` (USD, exact), `cost_status`, `price_table`, `shed`,
+    `shortened`.
 
     A feedback has the form `type run_id feedback_id time score? text?`.
     """
@@ -77,8 +100,24 @@ def local(record: Record) -> dict[str, Any]:
     fields = _local_feedback(record) if kind == "feedback" else _WIRE[kind](record)
     if "first_token_ns" in record:
         fields["first_token_time"] = _time(record["first_token_ns"])
+    if "cost_pico" in record:
+        fields["total_cost"] = total_cost(record)
     _copy(record, fields, _LOCAL_FIELDS)
     return fields
+
+
+def total_cost(record: Record) -> int | float | Decimal | None:
+    """Return what a step with `cost_pico` costs, in US dollars: as the user gave it, else computed."""
+    given: int | float | Decimal | None = record.get("real_total_cost")
+    return Cost(record["cost_pico"], record["cost_status"]).usd if given is None else given
+
+
+def encode_priced(record: Record) -> bytes:
+    """Return the JSON of `wire(record)` in which a step's `real_total_cost` may also be a computed one."""
+    fields = wire(record)
+    if "cost_pico" in record:
+        fields["real_total_cost"] = total_cost(record)
+    return _dumps(fields)
 
 
 def encode_local(record: Record) -> bytes:

@@ -57,6 +57,7 @@ def main(config: dict[str, Any]) -> int:
 def _export(directory: RingDir, destination: Destination, config: dict[str, Any]) -> int:
     from picostep.export.inbox import tell_hosts
     from picostep.export.loop import Exporter
+    from picostep.export.pricing import Pricer
     from picostep.sinks import open_sinks
 
     try:
@@ -69,6 +70,7 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
         [directory],
         sinks,
         stop=SignalStop(signal.SIGTERM),
+        prepare=Pricer(destination).price,
         batch_records=config["batch_records"],
         batch_bytes=config["batch_bytes"],
         linger=LINGER,

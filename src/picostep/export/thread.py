@@ -14,6 +14,7 @@ from picostep._ring import RingReader
 from picostep.errors import ConfigError
 from picostep.export.inbox import tell_hosts
 from picostep.export.loop import Exporter
+from picostep.export.pricing import Pricer
 from picostep.ringdir import open_dir
 from picostep.sinks import open_sinks
 
@@ -44,7 +45,7 @@ def export_private(ring: HostRing, destination: Destination, settings: Settings)
         log.error("cannot export: %s", error)
         RingReader.of_private(ring).note(str(error))
         return
-    _run_for_good(lambda: _exporter((), sinks, settings, rings=(RingReader.of_private(ring),)))
+    _run_for_good(lambda: _exporter((), sinks, destination, settings, rings=(RingReader.of_private(ring),)))
 
 
 def export_shared(path: str, destination: Destination, settings: Settings) -> None:
@@ -61,12 +62,13 @@ def export_shared(path: str, destination: Destination, settings: Settings) -> No
         _held.remove(release)
         release()
         return
-    _run_for_good(lambda: _exporter((directory,), sinks, settings))
+    _run_for_good(lambda: _exporter((directory,), sinks, destination, settings))
 
 
 def _exporter(
     directories: Sequence[RingDir],
     sinks: Sequence[Sink],
+    destination: Destination,
     settings: Settings,
     rings: Sequence[RingReader] = (),
 ) -> Exporter:
@@ -74,6 +76,7 @@ def _exporter(
         directories,
         sinks,
         stop=threading.Event(),  # never set: the thread ends with the process
+        prepare=Pricer(destination).price,
         rings=rings,
         batch_records=settings.batch_records,
         batch_bytes=settings.batch_bytes,

@@ -60,11 +60,19 @@ CREATE TABLE steps (
     shortened INTEGER NOT NULL,
     model_requested TEXT,
     model_used TEXT,
+    provider TEXT,
+    service_tier TEXT,
     finish_reason TEXT,
     prompt_uncached_tokens INTEGER,
     prompt_cached_tokens INTEGER,
+    cache_write_tokens INTEGER,
+    cache_write_1h_tokens INTEGER,
     completion_tokens INTEGER,
+    reasoning_tokens INTEGER,
     real_total_cost TEXT,
+    cost_pico,
+    cost_status TEXT,
+    price_table TEXT,
     prompt TEXT,
     response TEXT,
     tool_definitions TEXT,
@@ -270,17 +278,17 @@ def prepare(path: Path) -> tuple[int, int]:
         OSError: It cannot be created.
         StoreError: It is a symlink, not a file, or someone else's.
     """
-    _make_directories(path.parent)
+    make_directories(path.parent)
     with suppress(FileExistsError):
         # O_EXCL also refuses a dangling symlink.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     return check_owner(path)
 
 
-def _make_directories(path: Path) -> None:
-    """Like os.makedirs, whose mode applies to the last directory only."""
+def make_directories(path: Path) -> None:
+    """Like os.makedirs with mode 0700, which applies to the last directory only."""
     if not path.is_dir():
-        _make_directories(path.parent)
+        make_directories(path.parent)
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
 
@@ -342,9 +350,16 @@ def _cost(record: Record) -> str | None:
 
 
 # The columns that are not simply what the record has under the same name.
+def _pico(record: Record) -> str | int | None:
+    """Beyond 64 bits the number is kept as text, which the column's lack of a type leaves alone."""
+    pico: int | None = record.get("cost_pico")
+    return pico if pico is None or -(2**63) <= pico < 2**63 else str(pico)
+
+
 _VALUES: dict[str, Callable[[Record], str | int | None]] = {
     "metadata": _metadata,
     "real_total_cost": _cost,
+    "cost_pico": _pico,
     "shed": lambda record: "shed" in record,
     "shortened": lambda record: "shortened" in record,
     "status_message": _redacted,

@@ -8,20 +8,33 @@ for a person, and finds the new file when a store was deleted and made again.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from decimal import Decimal, localcontext
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from picostep.sinks.store import TABLES, StoreError, check_version, identity, is_empty, well_formed
 
-__all__ = ["AmbiguousRun", "Cursor", "NoStore", "Row", "RunDetail", "RunSummary", "StoreReader"]
+__all__ = [
+    "AmbiguousRun",
+    "CostLine",
+    "CostReport",
+    "Cursor",
+    "GroupBy",
+    "NoStore",
+    "Row",
+    "RunDetail",
+    "RunSummary",
+    "StoreReader",
+]
 
 Row = dict[str, Any]
 """A row of a table, by column name."""
+
+GroupBy = Literal["model", "day", "session", "run", "status"]
+"""What the lines of a cost report are for; `status` is the step's `cost_status`."""
 
 _BUSY_TIMEOUT = 5.0  # seconds
 _PREVIEW = 200  # characters of a prompt that a list may show
@@ -51,8 +64,8 @@ class RunSummary:
     One line of the list of runs.
 
     A run without a row of its own (it goes on, or its process died) has `status_code` None, and its times
-    reach from the first to the last of its records. Tokens and cost are sums over the steps that told them,
-    None if none did; costs are those that the program gave, in US dollars.
+    reach from the first to the last of its records. Tokens and cost are sums over the steps that have them,
+    None if none has.
     """
 
     run_id: str
@@ -67,8 +80,13 @@ class RunSummary:
     failed_tool_calls: int
     prompt_uncached_tokens: int | None
     prompt_cached_tokens: int | None
+    cache_write_tokens: int | None
     completion_tokens: int | None
-    real_total_cost: Decimal | None
+    reasoning_tokens: int | None
+    cost_pico: int | None
+    """Pico-dollars (1e-12 USD), computed or set by the program; exact."""
+    unpriced_steps: int
+    """How many steps `cost_pico` leaves out, as their cost is not known."""
     prompt: str | None
     """The beginning of the run's prompt, or of its first step's if the run has no row."""
 
@@ -82,6 +100,48 @@ class RunDetail:
     steps: list[Row]
     tool_calls: list[Row]
     feedback: list[Row]
+
+
+@dataclass(frozen=True)
+class CostLine:
+    """
+    What some steps cost together.
+
+    Sums leave out steps that do not have the value, and are None if none has it; all are exact.
+    """
+
+    key: str | None
+    """The model, day (UTC, `2026-11-23`), session id, run id or cost status that they share, if any."""
+    provider: str | None
+    """Who served the model, if the program said so; only in a report by model."""
+    steps: int
+    unpriced_steps: int
+    """Those whose cost is not known."""
+    cost_pico: int | None
+    """Pico-dollars (1e-12 USD)."""
+    prompt_uncached_tokens: int | None
+    prompt_cached_tokens: int | None
+    cache_write_tokens: int | None
+    completion_tokens: int | None
+    reasoning_tokens: int | None
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """
+    What the steps of a store cost.
+
+    Attributes:
+        lines: Days in order of time, everything else with the dearest first.
+
+        total: All lines together; its key is None.
+
+        unpriced: How many steps have no cost, by their `cost_status`; "" for those that were never priced.
+    """
+
+    lines: list[CostLine]
+    total: CostLine
+    unpriced: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -142,6 +202,25 @@ class StoreReader:
             parts = _parts(connection, run_id, _WHOLE)
         run = runs[0] if runs else None
         return RunDetail(_summary(run or {"run_id": run_id}, *parts), run, *parts)
+
+    def costs(self, by: GroupBy, since_ns: int = 0) -> CostReport:
+        """
+        Sum up what steps cost.
+
+        Args:
+            by: What to group them by. A step's model is the one that answered, else the one asked for.
+
+            since_ns: Only steps that began then or later, Unix nanoseconds.
+        """
+        with self._connect() as connection:
+            connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type]
+            lines = [_cost_line(row) for row in _select(connection, _costs_query(by), (since_ns,))]
+            unpriced = connection.execute(_UNPRICED, (since_ns,)).fetchall()
+        if by == "day":
+            lines.sort(key=lambda line: line.key or "")
+        else:
+            lines.sort(key=_dearest_first)
+        return CostReport(lines, _together(lines), dict(unpriced))
 
     def latest(self, limit: int) -> tuple[list[Row], Cursor]:
         """
@@ -230,13 +309,59 @@ WHERE run_id NOT IN (SELECT run_id FROM runs) GROUP BY run_id ORDER BY min(start
 """
 """Answered from indexes alone: a store of many gigabytes is listed without visiting its rows."""
 
+_TOKENS = (
+    "prompt_uncached_tokens",
+    "prompt_cached_tokens",
+    "cache_write_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+)
+
 _WHOLE = {"steps": "*", "tool_calls": "*", "feedback": "*"}
 _BRIEF = {
-    "steps": "start_ns, end_ns, status_code, prompt_uncached_tokens, prompt_cached_tokens, "
-    f"completion_tokens, real_total_cost, substr(prompt, 1, {_PREVIEW}) AS prompt",
+    "steps": f"start_ns, end_ns, status_code, {', '.join(_TOKENS)}, cost_pico, "
+    f"substr(prompt, 1, {_PREVIEW}) AS prompt",
     "tool_calls": "start_ns, end_ns, status_code",
     "feedback": "time_ns",
 }
+
+_COST_KEYS: dict[GroupBy, str] = {
+    "model": "coalesce(nullif(model_used, ''), nullif(model_requested, ''))",
+    "day": "strftime('%Y-%m-%d', steps.start_ns / 1000000000, 'unixepoch')",
+    "session": "session_id",
+    "run": "steps.run_id",
+    "status": "cost_status",
+}
+
+_UNPRICED = """
+SELECT coalesce(cost_status, ''), count(*) FROM steps
+WHERE cost_pico IS NULL AND start_ns >= ? GROUP BY 1 ORDER BY 2 DESC, 1
+"""
+
+
+def _costs_query(by: GroupBy) -> str:
+    # An index by run or model would have the whole table visited in random order.
+    source = "steps LEFT JOIN runs USING (run_id)" if by == "session" else "steps"
+    sums = ", ".join(f"exact_sum({column}) AS {column}" for column in ("cost_pico", *_TOKENS))
+    return f"""
+        SELECT {_COST_KEYS[by]} AS "key", {"provider" if by == "model" else "NULL"} AS provider,
+               count(*) AS steps, sum(cost_pico IS NULL) AS unpriced_steps, {sums}
+        FROM {source} WHERE steps.start_ns >= ? GROUP BY 1, 2
+    """
+
+
+class _ExactSum:
+    """An aggregate function: SQLite's own sum() ends in an error beyond 64 bits, and makes floats of text."""
+
+    def __init__(self) -> None:
+        self._total: int | None = None
+
+    def step(self, value: int | str | None) -> None:
+        if value is not None:
+            self._total = (self._total or 0) + int(value)
+
+    def finalize(self) -> str | None:
+        return None if self._total is None else str(self._total)
 
 
 def _text(stored: bytes) -> str:
@@ -298,10 +423,9 @@ def _summary(run: Row, steps: list[Row], tool_calls: list[Row], feedback: list[R
         failed_steps=_failed(steps),
         tool_calls=len(tool_calls),
         failed_tool_calls=_failed(tool_calls),
-        prompt_uncached_tokens=_sum(steps, "prompt_uncached_tokens"),
-        prompt_cached_tokens=_sum(steps, "prompt_cached_tokens"),
-        completion_tokens=_sum(steps, "completion_tokens"),
-        real_total_cost=_cost(steps),
+        **{name: _sum(step[name] for step in steps) for name in _TOKENS},
+        cost_pico=_sum(step["cost_pico"] for step in steps),
+        unpriced_steps=sum(step["cost_pico"] is None for step in steps),
         prompt=prompt and prompt[:_PREVIEW],
     )
 
@@ -310,19 +434,31 @@ def _failed(rows: list[Row]) -> int:
     return sum(row["status_code"] == 2 for row in rows)
 
 
-def _sum(rows: list[Row], column: str) -> int | None:
+def _sum(values: Iterable[int | str | None]) -> int | None:
     # In Python: sum() of SQLite ends in an error where 64 bits do not suffice.
-    told = [row[column] for row in rows if row[column] is not None]
-    return sum(told) if told else None
+    known = [int(value) for value in values if value is not None]
+    return sum(known) if known else None
 
 
-def _cost(steps: list[Row]) -> Decimal | None:
-    told = [step["real_total_cost"] for step in steps if step["real_total_cost"] is not None]
-    if not told:
-        return None
-    with localcontext() as context:
-        context.prec = 700  # exact for every sum of floats
-        return sum(map(Decimal, told), Decimal())
+def _cost_line(row: Row) -> CostLine:
+    sums = {name: None if row[name] is None else int(row[name]) for name in ("cost_pico", *_TOKENS)}
+    return CostLine(**(row | sums))
+
+
+def _together(lines: list[CostLine]) -> CostLine:
+    return CostLine(
+        key=None,
+        provider=None,
+        steps=sum(line.steps for line in lines),
+        unpriced_steps=sum(line.unpriced_steps for line in lines),
+        **{name: _sum(getattr(line, name) for line in lines) for name in ("cost_pico", *_TOKENS)},
+    )
+
+
+def _dearest_first(line: CostLine) -> tuple[int, int, str, str]:
+    """Sort by cost, those without one last, then by the number of steps."""
+    cost = -1 if line.cost_pico is None else line.cost_pico
+    return -cost, -line.steps, line.key or "", line.provider or ""
 
 
 def _completed(row: Row) -> int:

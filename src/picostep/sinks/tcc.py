@@ -19,7 +19,7 @@ import urllib3
 from urllib3 import exceptions
 
 from picostep.errors import ConfigError
-from picostep.export.payload import encode, encode_each
+from picostep.export.payload import encode, encode_each, encode_priced
 from picostep.sinks import Rejected, RetryLater, Undelivered
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class TccSink:
         self._client = _Client(_checked_key(destination.api_key))
         self._url = _checked_url(destination.url)
         self._feedback_url = _checked_url(destination.feedback_url)
+        self._encode = encode_priced if destination.send_computed_cost else encode
 
     def deliver(self, records: Sequence[Record]) -> Mapping[int, str]:
         """
@@ -97,7 +98,7 @@ class TccSink:
         self, records: Sequence[Record], unencodable: dict[int, str]
     ) -> Iterator[tuple[int, str, bytes]]:
         """Yield index of the first record, URL and body of each request."""
-        encoded = encode_each(records, encode, unencodable)
+        encoded = encode_each(records, self._encode, unencodable)
         for is_feedback, group in groupby(encoded, lambda index: records[index]["kind"] == "feedback"):
             indices = list(group)
             if is_feedback:

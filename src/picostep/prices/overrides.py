@@ -1,0 +1,288 @@
+"""Prices of the user's own, from code or from a file. They win over the price table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+from picostep._cost import Cost, check_tokens
+from picostep.errors import ArgumentError, ArgumentTypeError, ConfigError
+from picostep.prices.amounts import in_pico, usd
+
+__all__ = ["Override", "Overrides"]
+
+MILLION = 1_000_000
+KEYS = ("input", "cached_input", "cache_write", "cache_write_1h", "output", "reasoning", "request")
+_FALLBACK = {
+    "cached_input": "input",
+    "cache_write": "input",
+    "cache_write_1h": "cache_write",
+    "reasoning": "output",
+}
+
+Plain = tuple[tuple[str | int, ...], ...]
+
+
+class Override:
+    """
+    The price of one model, whatever its service tier, the length of its prompt and the time.
+
+    Attributes:
+        provider: Lower case; "" for any.
+
+        model: Lower case.
+
+        rates: Pico-dollars a token (the last one: a request), in the order of `KEYS`.
+
+        table: The id of the overrides it belongs to.
+    """
+
+    __slots__ = ("model", "provider", "rates", "table")
+
+    def __init__(self, provider: str, model: str, rates: tuple[int, ...], table: str) -> None:
+        self.provider = provider
+        self.model = model
+        self.rates = rates
+        self.table = table
+
+    def __repr__(self) -> str:
+        return f"<Override {self.name}: {self.rates}>"
+
+    @property
+    def name(self) -> str:
+        return f"{self.provider}/{self.model}" if self.provider else self.model
+
+    def cost(
+        self,
+        uncached: int = 0,
+        cached: int = 0,
+        cache_write: int = 0,
+        cache_write_1h: int = 0,
+        completion: int = 0,
+        reasoning: int = 0,
+    ) -> Cost:
+        """Return what a step cost by this price; arguments and errors as for `PriceTable.cost()`."""
+        row = f"override of {self.name}"
+        if not check_tokens(uncached, cached, cache_write, cache_write_1h, completion, reasoning):
+            return Cost(None, "invalid_usage", self.table, row)
+        counts = (
+            uncached,
+            cached,
+            cache_write - cache_write_1h,
+            cache_write_1h,
+            completion - reasoning,
+            reasoning,
+            1,
+        )
+        pico = sum(count * rate for count, rate in zip(counts, self.rates, strict=True))
+        return Cost(pico, "override", self.table, row)
+
+
+class Overrides:
+    """
+    Prices of the user's own.
+
+    Args:
+        prices: From a model, or a tuple `(provider, model)`, to a mapping with the keys `input` and `output`
+            and, if need be, `cached_input`, `cache_write`, `cache_write_1h`, `reasoning` (US dollars for a
+            million tokens) and `request` (US dollars for each request). Amounts are text, Decimal or int. If
+            left out, cached input and cache writes cost as input, writes for an hour as cache writes,
+            reasoning as output, and a request nothing.
+
+    Raises:
+        ConfigError: A key or an amount cannot be used; the message says which.
+
+    Attributes:
+        id: 12 hex digits that name the content; stored with each cost.
+
+    Names are compared without case, and otherwise as they are. Immutable and picklable.
+    """
+
+    __slots__ = ("_prices", "id")
+
+    def __init__(self, prices: Mapping[str | tuple[str, str], Mapping[str, Any]]) -> None:
+        if not isinstance(prices, Mapping):
+            raise ConfigError(f"prices must be a mapping or a file's name, not {type(prices).__name__}")
+        rows = []
+        for key, rates in prices.items():
+            if isinstance(key, str):
+                rows.append(_row("", key, rates))
+            elif isinstance(key, tuple) and len(key) == 2 and all(isinstance(part, str) for part in key):
+                rows.append(_row(key[0], key[1], rates))
+            else:
+                raise ConfigError(f"prices: a key must be a model or (provider, model), got {key!r}")
+        self._fill(rows)
+
+    @classmethod
+    def from_file(cls, path: str) -> Overrides:
+        """
+        Read prices from a TOML file (Python 3.11 and later) or a JSON file.
+
+        Amounts may be written as numbers there: they are read as the decimals they are. The file has tables
+        `[model."NAME"]` and `[provider."PROVIDER"."NAME"]` with the keys of `Overrides`.
+
+        Raises:
+            ConfigError: The file cannot be read, or something in it cannot be used. It names the file.
+        """
+        content = _read(path)
+        rows = []
+        try:
+            for kind, entries in content.items():
+                if kind not in ("model", "provider"):
+                    raise ConfigError(
+                        f'prices: {kind!r} is not known: there are [model."NAME"] and [provider."P"."NAME"]'
+                    )
+                for name, entry in _mapping(entries, kind).items():
+                    if kind == "model":
+                        rows.append(_row("", name, entry))
+                    else:
+                        rows += [_row(name, model, rates) for model, rates in _mapping(entry, name).items()]
+            overrides = cls.__new__(cls)
+            overrides._fill(rows)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        return overrides
+
+    @classmethod
+    def from_plain(cls, plain: Iterable[Iterable[Any]]) -> Overrides:
+        """Make the overrides of which `plain()` was taken."""
+        overrides = cls.__new__(cls)
+        overrides._fill([tuple(row) for row in plain])
+        return overrides
+
+    def plain(self) -> Plain:
+        """Return the content as tuples of str and int, which every serializer can write."""
+        return tuple((entry.provider, entry.model, *entry.rates) for entry in self._prices.values())
+
+    def _fill(self, rows: list[tuple[Any, ...]]) -> None:
+        rows.sort(key=lambda row: row[:2])
+        self.id = blake2b(repr(rows).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+        self._prices: dict[tuple[str, str], Override] = {}
+        for provider, model, *rates in rows:
+            if (provider, model) in self._prices:
+                raise ConfigError(f"prices: {model!r} is there twice")
+            self._prices[provider, model] = Override(provider, model, tuple(rates), self.id)
+
+    def find(self, model: str, provider: str | None = None) -> Override | None:
+        """
+        Find the price of a model.
+
+        Args:
+            model: The name as it was recorded.
+
+            provider: As it was recorded; if None, `"provider/model"` finds the price of `(provider, model)`.
+
+        Returns:
+            The price for this provider, else the one for any provider, else None.
+        """
+        if not isinstance(model, str):
+            raise ArgumentTypeError(f"model must be str, not {type(model).__name__}")
+        if provider is not None and not isinstance(provider, str):
+            raise ArgumentTypeError(f"provider must be str or None, not {type(provider).__name__}")
+        model = model.lower()
+        if provider is not None:
+            return self._prices.get((provider.lower().strip(), model)) or self._prices.get(("", model))
+        found = self._prices.get(("", model))
+        if found is None:
+            head, _, rest = model.partition("/")
+            found = self._prices.get((head, rest))
+        return found
+
+    def __len__(self) -> int:
+        return len(self._prices)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Overrides):
+            return NotImplemented
+        return self.plain() == other.plain()
+
+    def __hash__(self) -> int:
+        return hash(self.plain())
+
+    def __repr__(self) -> str:
+        return f"<Overrides {self.id}: {len(self)} prices>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Overrides.from_plain, (self.plain(),)
+
+
+def _row(provider: str, model: str, rates: object) -> tuple[str | int, ...]:
+    """Check one price; return provider, model and the seven rates."""
+    name = f"{provider}/{model}" if provider else model
+    if not model:
+        raise ConfigError("prices: a model needs a name")
+    given = _mapping(rates, name)
+    for key in given:
+        if key not in KEYS:
+            raise ConfigError(f"prices[{name!r}]: {key!r} is not known; there are {', '.join(KEYS)}")
+    for key in ("input", "output"):
+        if key not in given:
+            raise ConfigError(f"prices[{name!r}]: {key!r} is missing (0 if there is no charge)")
+    found: dict[str, int] = {"request": 0}
+    for key in KEYS:
+        if key in given:
+            try:
+                found[key] = in_pico(
+                    given[key], 1 if key == "request" else MILLION, f"prices[{name!r}][{key!r}]"
+                )
+            except (ArgumentError, ArgumentTypeError) as error:
+                raise ConfigError(str(error)) from None
+        elif key in _FALLBACK:
+            found[key] = found[_FALLBACK[key]]
+    return (provider.lower().strip(), model.lower(), *(found[key] for key in KEYS))
+
+
+def _mapping(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"prices[{name!r}] must be a mapping, not {type(value).__name__}")
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"prices[{name!r}]: a key must be str, got {key!r}")
+    return value
+
+
+def _read(path: str) -> Mapping[str, Any]:
+    """Parse a TOML or JSON file, its numbers as Decimal."""
+    import sys
+    from decimal import Decimal
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    try:
+        if path.lower().endswith(".json"):
+            import json
+
+            content = json.loads(text, parse_float=Decimal, parse_constant=Decimal, object_pairs_hook=_unique)
+        elif not path.lower().endswith(".toml"):
+            raise ConfigError("prices are read from a .toml or a .json file")
+        elif sys.version_info < (3, 11):
+            raise ConfigError("a TOML file needs Python 3.11 or later: use JSON, or configure(prices={…})")
+        else:
+            import tomllib
+
+            content = tomllib.loads(text, parse_float=Decimal)
+        return _mapping(content, "")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that is there twice: which of the two was meant?"""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ConfigError(f"prices: {key!r} is there twice")
+        result[key] = value
+    return result
+
+
+def describe(entry: Override) -> dict[str, str]:
+    """Return the rates as `picostep price` shows them: US dollars for a million tokens, and for a request."""
+    return {
+        key: usd(rate * (1 if key == "request" else MILLION))
+        for key, rate in zip(KEYS, entry.rates, strict=True)
+    }
