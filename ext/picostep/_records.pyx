@@ -160,10 +160,10 @@ cdef inline void drop(Draft *draft, int slot) noexcept:
 
 
 cdef inline void drop_all(Draft *draft, uint32_t keep) noexcept:
-    cdef int slot
-    for slot in range(MAX_TEXTS):
-        if draft.text[slot] != NULL and not keep >> slot & 1:
-            drop(draft, slot)
+    cdef uint32_t left = draft.record.present & ~keep
+    while left:
+        drop(draft, lowest_bit(left))
+        left &= left - 1
 
 
 cdef inline object exact(object text):
@@ -329,6 +329,13 @@ cdef inline int set_tokens(Draft *draft, object uncached, object cached, object 
                                "reasoning", "completion", where)):
             return 0
     draft.record.has_tokens |= has
+    if uncached is not None:
+        draft.record.tokens[TOKENS_UNCACHED] = counts[TOKENS_UNCACHED]
+    if cached is not None:
+        draft.record.tokens[TOKENS_CACHED] = counts[TOKENS_CACHED]
+    if completion is not None:
+        draft.record.tokens[TOKENS_COMPLETION] = counts[TOKENS_COMPLETION]
+    has &= PART_TOKENS
     while has:
         draft.record.tokens[lowest_bit(has)] = counts[lowest_bit(has)]
         has &= has - 1
@@ -1111,11 +1118,12 @@ cdef int conclude(Draft *draft, object status_code, object status_message, objec
     return 0
 
 
+# The rarest keywords last: each that is given is looked for among those before it.
 def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, model_used=None,
-              provider=None, service_tier=None, prompt_uncached=None, prompt_cached=None, completion=None,
-              cache_write=None, cache_write_1h=None, reasoning=None, cost=None, finish_reason=None,
+              prompt_uncached=None, prompt_cached=None, completion=None, cost=None, finish_reason=None,
               tool_definitions=None, status_code=0, status_message=None, start_time=None, end_time=None,
-              api_key=None, tcc_url=None) -> str:
+              api_key=None, tcc_url=None, provider=None, service_tier=None, cache_write=None,
+              cache_write_1h=None, reasoning=None) -> str:
     """Records a whole step in one call: the fastest way. Arguments as in step() and the methods of Step.
 
     Returns:

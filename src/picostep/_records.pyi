@@ -207,14 +207,9 @@ def send_step(
     step_id: str | None = None,
     model_requested: str | None = None,
     model_used: str | None = None,
-    provider: str | None = None,
-    service_tier: str | None = None,
     prompt_uncached: SupportsIndex | None = None,
     prompt_cached: SupportsIndex | None = None,
     completion: SupportsIndex | None = None,
-    cache_write: SupportsIndex | None = None,
-    cache_write_1h: SupportsIndex | None = None,
-    reasoning: SupportsIndex | None = None,
     cost: _Cost | None = None,
     finish_reason: str | None = None,
     tool_definitions: _Body | None = None,
@@ -224,6 +219,11 @@ def send_step(
     end_time: _Time | None = None,
     api_key: str | None = None,
     tcc_url: str | None = None,
+    provider: str | None = None,
+    service_tier: str | None = None,
+    cache_write: SupportsIndex | None = None,
+    cache_write_1h: SupportsIndex | None = None,
+    reasoning: SupportsIndex | None = None,
 ) -> str:
     """Record a whole step in one call; return its id."""
 
