@@ -24,6 +24,8 @@ ldflags: list[str] = []
 macros: list[tuple[str, str | None]] = []
 if sys.platform != "win32":
     cflags += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]
+    # Inline, objects of more than 224 bytes are zeroed by "rep stos": 25 ns a step slower than the C library.
+    cflags += ["-fno-builtin-memset"]
     ldflags += [] if DEBUG or SANITIZE or sys.platform == "darwin" else ["-Wl,-s"]
     if sys.platform.startswith("linux"):
         ldflags += ["-pthread"]

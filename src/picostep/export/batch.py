@@ -112,9 +112,8 @@ class Breaks:
     """
     Gives up the GIL now and then, so that the threads of the host do not have to wait until it is taken away.
 
-    By time and not by records: in a busy host, getting the GIL back takes a switch interval of 5 ms, and
-    how much
-    work that buys must not depend on how small the records are.
+    By time and not by records: in a busy host, getting the GIL back takes a switch interval of 5 ms, and how
+    much work that buys must not depend on how small the records are.
 
     Args:
         every: Seconds of work between breaks.
