@@ -673,7 +673,7 @@ def test_objects_are_invisible_to_the_garbage_collector(rig: Rig) -> None:
 
 @pytest.mark.skipif(FREE_THREADED, reason="reference counts mean little there")
 def test_references_are_returned(rig: Rig) -> None:
-    """Texts go when the object ends, and the ids with it."""
+    """Texts go when the object ends; ids and models with the object."""
     texts = [f"text {number} {time}" for number, time in itertools.product(range(7), "ab")]
 
     def held() -> list[int]:
@@ -693,7 +693,8 @@ def test_references_are_returned(rig: Rig) -> None:
         if ending != "none":
             getattr(step, ending)()
             getattr(call, ending)()
-            assert more() == [2, 1, *[0] * 8, 1, 0, 0, 0]
+            # The models stay as well: the cost follows from them.
+            assert more() == [2, 1, 0, 0, 1, 1, *[0] * 4, 1, 0, 0, 0]
         del step, call
         assert more() == [0] * 14
         picostep.send_step(texts[0], prompt=texts[2], response=texts[3])
