@@ -1118,7 +1118,6 @@ cdef int conclude(Draft *draft, object status_code, object status_message, objec
     return 0
 
 
-# The rarest keywords last: each that is given is looked for among those before it.
 def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, model_used=None,
               prompt_uncached=None, prompt_cached=None, completion=None, cost=None, finish_reason=None,
               tool_definitions=None, status_code=0, status_message=None, start_time=None, end_time=None,
