@@ -98,29 +98,25 @@ def _detach(lock_fd: int) -> None:
 
 class SignalStop:
     """
-    Set by a signal: the exporter's `stop` in a main thread.
+    Set by a signal: the exporter's `stop`. To be made in the main thread.
 
-    Not a `threading.Event`, which a signal's handler must not set: it would wait for a lock that the
-    interrupted
-    `wait()` may hold.
+    The interpreter itself writes a byte to a pipe when a signal comes, in whichever thread that is. Neither a
+    `threading.Event`, which a handler must not set (it would wait for a lock that the interrupted `wait()`
+    may hold), nor the handler will do: it runs when the main thread does, which may be waiting for others.
     """
 
     def __init__(self, *signals: signal.Signals) -> None:
-        self._set = False
-        self._reader, self._writer = os.pipe()
+        self._reader, writer = os.pipe()
+        os.set_blocking(writer, False)
         for number in signals:
-            signal.signal(number, self._handle)
+            signal.signal(number, lambda number, frame: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def is_set(self) -> bool:
-        return self._set
+        return bool(select.select([self._reader], [], [], 0.0)[0])
 
     def wait(self, timeout: float) -> None:
         select.select([self._reader], [], [], timeout)
-
-    def _handle(self, number: int, frame: object) -> None:
-        if not self._set:
-            self._set = True
-            os.write(self._writer, b"\0")
 
 
 class _BoundedLog(logging.Handler):
