@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from support import OURS, Ingest, ring_directory
-
-if TYPE_CHECKING:
-    from workload_oracle import Host
 
 # No deadline per example: a slow machine is no fault of the code. "campaign" is for long runs, started by
 # hand.
@@ -73,19 +69,3 @@ def ring_base(clean_env: pytest.MonkeyPatch) -> Iterator[Path]:
     with ring_directory() as path:
         clean_env.setenv("PICOSTEP_DIR", str(path))
         yield path
-
-
-@pytest.fixture
-def start_host() -> Iterator[Callable[..., Host]]:
-    """Starts hosts, each a program of `workload` in a process; those that are left end with the test."""
-    from workload_oracle import Host  # it imports picostep, which may fail: the header above says so
-
-    started: list[Host] = []
-
-    def start(env: Mapping[str, str], *program: object) -> Host:
-        started.append(Host(env, *program))
-        return started[-1]
-
-    yield start
-    for host in started:
-        host.close()

@@ -3,7 +3,7 @@ Hosts for the fault tests: programs that record steps and keep a ledger of what 
 
 Run as `python workload.py PROGRAM LEDGER_FD ARGS…`. A ledger is lines in a pipe: `i ID DIGEST` before a
 step's `end()`, `p ID` when `end()` has returned. What is written there survives the process, as records must.
-`workload_oracle` reads it.
+`oracle` reads it.
 """
 
 from __future__ import annotations

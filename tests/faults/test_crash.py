@@ -14,8 +14,7 @@ from random import Random
 import pytest
 
 import picostep
-from support import Ingest
-from workload_oracle import (
+from oracle import (
     Host,
     Oracle,
     campaign,
@@ -26,6 +25,7 @@ from workload_oracle import (
     wait_for_exporter,
     wait_for_no_rings,
 )
+from support import Ingest
 
 Start = Callable[..., Host]
 
@@ -112,7 +112,7 @@ def test_commit_before_the_copy_is_found(
 
 def build_mutant(place: Path) -> Path:
     """Copy the package with a ring that stores the commit word first; return where to import it from."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / "ext").is_dir():
         pytest.skip("needs the source tree")
     source = place / "source"

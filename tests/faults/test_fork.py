@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from oracle import Host, Oracle, check_totals, environment, times, wait_for_no_rings
 from support import Ingest, run_python, wait_until
-from workload_oracle import Host, Oracle, check_totals, environment, times, wait_for_no_rings
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -16,9 +16,7 @@ from typing import Any
 
 import pytest
 
-from picostep import ringdir
-from support import Ingest, Reply, Request, clean_environment, free_port, run_python, wait_until
-from workload_oracle import (
+from oracle import (
     Host,
     Oracle,
     check_totals,
@@ -30,6 +28,8 @@ from workload_oracle import (
     wait_for_exporter,
     wait_for_no_rings,
 )
+from picostep import ringdir
+from support import Ingest, Reply, Request, clean_environment, free_port, run_python, wait_until
 
 Start = Callable[..., Host]
 AFTER_ACCEPTANCE = ("encode_error", "rejected", "corrupt")

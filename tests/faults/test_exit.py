@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from support import Ingest, clean_environment, run_python, wait_until
-from workload_oracle import (
+from oracle import (
     KEY,
     Host,
     Oracle,
@@ -28,6 +27,7 @@ from workload_oracle import (
     wait_for_exporter,
     wait_for_no_rings,
 )
+from support import Ingest, clean_environment, run_python, wait_until
 
 Start = Callable[..., Host]
 
