@@ -40,28 +40,51 @@ HEADER = {
     "shed": 96,
     "shortened": 104,
     "ring_full": 112,
-    "epoch": 128,
-    "tail": 136,
-    "delivered": 144,
-    "encode_error": 152,
-    "rejected": 160,
-    "corrupt": 168,
-    "torn": 176,
-    "last_error": 192,
+    "turn": 128,
+    "last_error": 448,
+}
+# Offsets of the words of an outcome; outcome[turn & 1] counts.
+OUTCOMES, OUTCOME_SIZE = 192, 128
+OUTCOME = {
+    name: 8 * index
+    for index, name in enumerate(
+        (
+            "tail",
+            "settled",
+            "released",
+            "delivered",
+            "in_spool",
+            "encode_error",
+            "rejected",
+            "corrupt",
+            "expired",
+            "unsynced",
+            "withheld",
+            "torn",
+        )
+    )
 }
 MASK = 2**64 - 1
 KINDS = {1: "step", 2: "run", 3: "tool_call", 4: "feedback"}
 
 
+def offset(raw: bytes | bytearray, name: str) -> int:
+    """Where a word of the header is: one of an outcome, in that which counts."""
+    if name in HEADER:
+        return HEADER[name]
+    (turn,) = WORD.unpack_from(raw, HEADER["turn"])
+    return OUTCOMES + OUTCOME_SIZE * (turn & 1) + OUTCOME[name]
+
+
 def header(raw: bytes) -> dict[str, int]:
     """The header's words by name."""
-    return {name: WORD.unpack_from(raw, at)[0] for name, at in HEADER.items()}
+    return {name: WORD.unpack_from(raw, offset(raw, name))[0] for name in (*HEADER, *OUTCOME)}
 
 
 def put(raw: bytes | bytearray, name: str, value: int) -> bytes:
     """The file with another word in its header."""
     changed = bytearray(raw)
-    WORD.pack_into(changed, HEADER[name], value & MASK)
+    WORD.pack_into(changed, offset(raw, name), value & MASK)
     return bytes(changed)
 
 
@@ -152,10 +175,12 @@ class Rig:
         return RingReader(str(self.path))
 
     def check(self) -> dict[str, Any]:
-        """Counters; fails unless accepted = delivered + what lies in the ring + what was dropped since."""
+        """Counters; fails unless accepted = delivered + what is in ring and spool + what was dropped."""
         counters = self.ring.counters()
         lost = sum(count for reason, count in counters["dropped"].items() if reason != "ring_full")
-        assert counters["accepted"] == counters["delivered"] + len(frames(self.raw())) + lost
+        assert counters["accepted"] == (
+            counters["delivered"] + len(frames(self.raw())) + counters["in_spool"] + lost
+        )
         assert counters["in_ring"] == len(frames(self.raw()))
         assert counters["recorded"] == counters["accepted"] + counters["dropped"]["ring_full"]
         return counters

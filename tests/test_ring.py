@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from ringfile import (
     FRAME,
     HEADER_SIZE,
     KIB,
+    OUTCOME_SIZE,
+    OUTCOMES,
     RECORD,
     SMALLEST,
     TEXT,
@@ -30,7 +33,6 @@ from ringfile import (
     frames,
     header,
     ids,
-    put,
     record_some,
 )
 from support import ring_directory
@@ -451,11 +453,17 @@ def test_unreleased_records_are_seen_again(rig: Rig) -> None:
 
 
 def test_an_exporter_killed_while_it_counts(rig: Rig) -> None:
-    """It has counted and not yet moved the tail: what it counted is not delivered twice."""
+    """What it was writing does not count until it is whole; the outcome before does."""
     record_some(10)
+    reader = rig.reader()
+    assert ids(reader.read(4, 1 << 30)) == [0, 1, 2, 3]
+    reader.release(reader.position, 4)
+    reader.close()
     rig.ring.close()
-    words = header(rig.raw())
-    rig.path.write_bytes(put(put(rig.raw(), "delivered", 4), "epoch", words["epoch"] | 1))
+    raw = bytearray(rig.raw())
+    start = OUTCOMES + OUTCOME_SIZE * (1 - header(raw)["turn"] & 1)
+    raw[start : start + OUTCOME_SIZE] = os.urandom(OUTCOME_SIZE)
+    rig.path.write_bytes(raw)
 
     reader = rig.reader()
     assert not reader.alive()
@@ -463,6 +471,45 @@ def test_an_exporter_killed_while_it_counts(rig: Rig) -> None:
     counters = reader.counters()
     reader.close()
     assert (counters["delivered"], counters["dropped"]["corrupt"], counters["in_ring"]) == (10, 0, 0)
+
+
+def test_spooled_records(rig: Rig) -> None:
+    """They are out of the ring, and counted apart until it is known what became of them."""
+    record_some(10)
+    reader = rig.reader()
+    reader.read(3, 1 << 30)
+    third = reader.position
+    reader.release(third, 2, {"rejected": 1})
+    reader.read(5, 1 << 30)
+    eighth = reader.position
+    reader.release(eighth, 0, {"encode_error": 1}, spooled=4, withheld=2)
+    assert (rig.ring.tail, rig.ring.settled) == (eighth, third)
+    counters = rig.check()
+    assert (counters["in_spool"], counters["unsynced"], counters["withheld"]) == (4, 4, 2)
+
+    reader.synced()
+    assert (rig.check()["in_spool"], rig.check()["unsynced"]) == (4, 0)
+    reader.settle(third + 8, 1)
+    assert (rig.ring.settled, rig.check()["in_spool"]) == (third + 8, 3)
+    with pytest.raises(ValueError, match="spooled"):
+        reader.settle(eighth, 4)
+    reader.settle(eighth, 1, {"expired": 1, "corrupt": 1})
+    assert (rig.ring.settled, rig.check()["in_spool"]) == (eighth, 0)
+    reader.close()
+
+    reader = rig.reader()  # the next exporter goes on where this one was
+    assert ids(drain(reader)) == [8, 9]
+    counters = rig.check()
+    assert rig.ring.settled == rig.ring.tail == rig.ring.head
+    assert counters["dropped"] == {
+        "ring_full": 0,
+        "encode_error": 1,
+        "rejected": 1,
+        "corrupt": 1,
+        "expired": 1,
+    }
+    assert counters["delivered"] == 6
+    reader.close()
 
 
 def test_read_is_bounded(rig: Rig) -> None:

@@ -15,6 +15,21 @@ cdef enum:
 
 # ---- the file: one page of header, then `limit` bytes of frames --------------------------------------------
 
+cdef struct Outcome:        # what became of the records; 128 bytes
+    uint64_t tail           # end of the last released frame: the space before it is free
+    uint64_t settled        # everything before it is delivered to all sinks, or dropped
+    uint64_t released       # records before tail = delivered + in_spool + what was dropped
+    uint64_t delivered
+    uint64_t in_spool       # wait on disk for a sink
+    uint64_t encode_error
+    uint64_t rejected
+    uint64_t corrupt
+    uint64_t expired
+    uint64_t unsynced       # of in_spool: power loss would take them
+    uint64_t withheld       # of released: with a text withheld, as its redaction failed
+    uint64_t torn           # never accepted: the host died inside end()
+    uint64_t _pad[4]
+
 cdef struct Header:
     # Written once.
     uint64_t magic
@@ -34,15 +49,11 @@ cdef struct Header:
     uint64_t shortened      # of these: with a text cut, as the record was too large
     uint64_t ring_full      # records that found no room
     uint64_t _pad1
-    # Written by the exporter. `epoch` is odd while the others change.
-    uint64_t epoch
-    uint64_t tail           # end of the last released frame
-    uint64_t delivered
-    uint64_t encode_error
-    uint64_t rejected
-    uint64_t corrupt
-    uint64_t torn           # never accepted: the host died inside end()
-    uint64_t _pad2
+    # Written by the exporter: outcome[turn & 1] counts. The other one is written whole before `turn` moves
+    # on, so an exporter that is killed at any moment leaves numbers that belong together.
+    uint64_t turn
+    uint64_t _pad2[7]
+    Outcome outcome[2]
     char last_error[64]     # ASCII, NUL-terminated
 
 cdef struct Frame:

@@ -59,7 +59,7 @@ cdef enum:
     MIN_CAPACITY = 64 * 1024
     MAX_CAPACITY = 1024 * 1024 * 1024
     READ_CHUNK = 256 * 1024
-    VERSION = 1
+    VERSION = 2
     BYTE_ORDER = 0x01020304
     MAX_FDS = 256
 
@@ -159,6 +159,16 @@ cdef inline uint64_t fitted(Ring *ring, PyObject **texts, uint32_t present, uint
         # The ring became smaller; now the frame ends beyond it.
 
 
+cdef inline uint64_t tail_of(Header *header) noexcept nogil:
+    """The end of the last released frame. Never of an outcome that is still being written."""
+    cdef uint64_t turn, tail
+    while True:
+        turn = load(&header.turn)
+        tail = load(&header.outcome[turn & 1].tail)
+        if load(&header.turn) == turn:
+            return tail
+
+
 cdef inline bint room_for(Ring *ring, uint64_t size, bint whole) noexcept nogil:
     """Whether a frame fits when the ring may be filled to three quarters, or whole.
 
@@ -168,7 +178,7 @@ cdef inline bint room_for(Ring *ring, uint64_t size, bint whole) noexcept nogil:
     if size > rest:
         total += rest
     if ring.head - ring.tail + total > part:
-        ring.tail = load(&ring.header.tail)
+        ring.tail = tail_of(ring.header)
         if ring.head - ring.tail + total > part:
             return False
     if size > rest:
@@ -486,8 +496,17 @@ cdef class HostRing:
 
     @property
     def tail(self) -> int:
-        """Everything before this position is delivered, stored or counted as dropped."""
-        return load(&self.state.ring.header.tail) if self.state.ring.header != NULL else self.state.ring.head
+        """Everything before this position is out of the ring: delivered, spooled, or counted as dropped."""
+        return tail_of(self.state.ring.header) if self.state.ring.header != NULL else self.state.ring.head
+
+    @property
+    def settled(self) -> int:
+        """Everything before this position is delivered to all sinks, or counted as dropped."""
+        cdef Outcome outcome
+        if self.state.ring.header == NULL:
+            return self.state.ring.head
+        read_outcome(self.state.ring.header, &outcome)
+        return outcome.settled
 
     @property
     def ready(self) -> int:
@@ -501,32 +520,39 @@ cdef class HostRing:
         return read_counters(self.state.ring.header)
 
 
+cdef void read_outcome(Header *header, Outcome *outcome) noexcept nogil:
+    """Copies the outcome that counts. A header that never comes to rest is damaged: any copy will do."""
+    cdef uint64_t turn
+    cdef int _tries
+    for _tries in range(1000):
+        turn = load(&header.turn)
+        outcome[0] = header.outcome[turn & 1]
+        if load(&header.turn) == turn:
+            return
+
+
 cdef dict read_counters(Header *header):
-    cdef uint64_t epoch, delivered, encode_error, rejected, corrupt, torn, accepted, full
-    cdef int tries = 1000
-    while True:
-        epoch = load(&header.epoch)
-        delivered, encode_error = load(&header.delivered), load(&header.encode_error)
-        rejected = load(&header.rejected)
-        corrupt, torn = load(&header.corrupt), load(&header.torn)
-        accepted, full = load(&header.accepted), load(&header.ring_full)
-        tries -= 1
-        # An exporter that was killed here leaves an odd epoch for ever: then the numbers are the best there
-        # are.
-        if (epoch & 1 == 0 and epoch == load(&header.epoch)) or tries == 0:
-            break
+    cdef Outcome outcome
+    cdef uint64_t accepted, full
+    read_outcome(header, &outcome)
+    # After the outcome: nothing is released that was not accepted.
+    accepted, full = load(&header.accepted), load(&header.ring_full)
     noted = header.last_error[:strnlen(header.last_error, sizeof(header.last_error))]
     return {
         "recorded": accepted + full,
         "accepted": accepted,
         "shed": header.shed,
         "shortened": header.shortened,
-        "delivered": delivered,
-        "in_ring": max(0, <int64_t>(accepted - delivered - encode_error - rejected - corrupt)),
+        "withheld": outcome.withheld,
+        "delivered": outcome.delivered,
+        "in_ring": max(0, <int64_t>(accepted - outcome.released)),
+        "in_spool": outcome.in_spool,
+        "unsynced": outcome.unsynced,
         "dropped": {
-            "ring_full": full, "encode_error": encode_error, "rejected": rejected, "corrupt": corrupt,
+            "ring_full": full, "encode_error": outcome.encode_error, "rejected": outcome.rejected,
+            "corrupt": outcome.corrupt, "expired": outcome.expired,
         },
-        "torn": torn,
+        "torn": outcome.torn,
         "last_error": noted.decode("ascii", "replace"),
     }
 
@@ -658,6 +684,13 @@ cdef object decode_cost(object text):
     return value
 
 
+cdef int check_reasons(dropped) except -1:
+    unknown = (dropped or {}).keys() - {"encode_error", "rejected", "corrupt", "expired"}
+    if unknown:
+        raise ValueError(f"unknown reasons {sorted(unknown)}")
+    return 0
+
+
 @cython.final
 cdef class RingReader:
     """Drains one ring: a file of any process, or a private ring of this one.
@@ -680,7 +713,7 @@ cdef class RingReader:
     cdef uint64_t cursor
     cdef uint64_t next_seq
     cdef uint64_t slack             # records that may be missing before the next: some only after damage
-    cdef uint64_t released
+    cdef Outcome outcome            # as it is in the header
     cdef list losses                # (position, records that damage took before it): not yet in the header
     cdef bint adopted
     cdef bint fresh                 # nothing was read since the cursor was taken from the header
@@ -739,18 +772,20 @@ cdef class RingReader:
         return self
 
     cdef int resume(self) except -1:
-        cdef Header *header = self.header
-        self.released = load(&header.tail)
-        if self.released > MAX_POSITION:
-            self.released = 0
-        self.cursor = (self.released + 7) & ~<uint64_t>7
-        # Whatever the exporter before us counted is what it took out. One that died while it counted has left
-        # records with lower numbers at the tail: they are passed over.
-        self.next_seq = header.delivered + header.encode_error + header.rejected + header.corrupt
+        read_outcome(self.header, &self.outcome)
+        if self.outcome.tail > MAX_POSITION:
+            self.outcome.tail = 0
+        self.cursor = (self.outcome.tail + 7) & ~<uint64_t>7
+        self.next_seq = self.outcome.released
         self.fresh = True
-        self.slack = 0 if load(&header.tail) <= load(&header.head) else self.capacity // MIN_FRAME
+        self.slack = 0 if self.outcome.tail <= load(&self.header.head) else self.capacity // MIN_FRAME
         self.losses = []
         return 0
+
+    cdef void publish(self) noexcept:
+        cdef uint64_t turn = load(&self.header.turn) + 1
+        self.header.outcome[turn & 1] = self.outcome
+        store(&self.header.turn, turn)
 
     def __dealloc__(self):
         self.close()
@@ -786,7 +821,7 @@ cdef class RingReader:
     def backlog(self) -> int:
         """Bytes between the oldest record that is not released and the newest."""
         self.check_open()
-        return min(load(&self.header.head) - load(&self.header.tail), self.limit())
+        return min(load(&self.header.head) - self.outcome.tail, self.limit())
 
     @property
     def drained(self) -> bool:
@@ -850,8 +885,8 @@ cdef class RingReader:
             head = load(&self.header.head)
             if head < self.cursor and not self.adopted:
                 return None
-            if head > self.released + limit:    # nonsense in the header: look as far as a ring can reach
-                head = self.released + limit
+            if head > self.outcome.tail + limit:    # nonsense in the header: look as far as a ring can reach
+                head = self.outcome.tail + limit
             if self.cursor >= head:
                 # A host that was killed between the commit and the store of its head left one more.
                 self.end = self.cursor + limit // 2
@@ -863,7 +898,7 @@ cdef class RingReader:
                 end = self.end
             else:
                 # Of a dead host, a frame that is committed counts, wherever the head may be.
-                end = self.end = self.released + limit if self.adopted else head
+                end = self.end = self.outcome.tail + limit if self.adopted else head
             there = self.fetch(self.cursor, sizeof(Frame), limit)
             if there >= 8:
                 word = self.word(self.cursor, limit)
@@ -932,17 +967,18 @@ cdef class RingReader:
             record = self.next_record()
             if record is None:
                 if self.adopted:
-                    self.settle()
+                    self.take_stock()
                 break
             out.append(record)
         return out
 
-    cdef int settle(self) except -1:
+    cdef int take_stock(self) except -1:
         """At the end of a dead host's ring: what was counted and not found was damaged, or is a torn one."""
         cdef uint64_t accepted = load(&self.header.accepted)
         if accepted > self.next_seq:
             self.lose(min(accepted - self.next_seq, self.slack))
-            store(&self.header.torn, load(&self.header.torn) + accepted - self.next_seq)
+            self.outcome.torn += accepted - self.next_seq
+            self.publish()
         self.slack = 0
         store(&self.header.accepted, self.next_seq)
         store(&self.header.head, self.cursor)
@@ -953,34 +989,86 @@ cdef class RingReader:
         self.check_open()
         self.resume()
 
-    def release(self, uint64_t position, uint64_t delivered, dropped=None) -> None:
+    def release(self, uint64_t position, uint64_t delivered, dropped=None, *, uint64_t spooled=0,
+                uint64_t withheld=0) -> None:
         """Frees everything before a position that read() reached.
 
         Args:
             position: `position` after the last record that is done with.
             delivered: how many of the records were delivered or durably stored.
-            dropped: how many were not, by reason: "encode_error", "rejected".
+            dropped: how many were not, by reason: "encode_error", "rejected", "corrupt", "expired".
+            spooled: how many wait on disk now; settle() tells what becomes of them.
+            withheld: how many of them all have a text that was withheld.
         """
-        cdef Header *header
-        cdef dict reasons = dict(dropped or {})
-        cdef uint64_t encode_error = reasons.pop("encode_error", 0), rejected = reasons.pop("rejected", 0)
+        cdef Outcome *outcome = &self.outcome
         cdef uint64_t lost = 0
         self.check_open()
-        header = self.header
-        if not self.released <= position <= self.cursor:
+        if not outcome.tail <= position <= self.cursor:
             raise ValueError(f"position {position} was not read")
-        if reasons:
-            raise ValueError(f"unknown reasons {sorted(reasons)}")
+        check_reasons(dropped)
         while self.losses and self.losses[0][0] <= position:
             lost += self.losses.pop(0)[1]
-        store(&header.epoch, load(&header.epoch) | 1)
-        store(&header.delivered, header.delivered + delivered)
-        store(&header.encode_error, header.encode_error + encode_error)
-        store(&header.rejected, header.rejected + rejected)
-        store(&header.corrupt, header.corrupt + lost)
-        store(&header.tail, position)
-        store(&header.epoch, (load(&header.epoch) | 1) + 1)
-        self.released = position
+        outcome.released += delivered + spooled + lost + self.count(delivered, dropped)
+        outcome.corrupt += lost
+        outcome.in_spool += spooled
+        outcome.unsynced += spooled
+        outcome.withheld += withheld
+        outcome.tail = position
+        if not outcome.in_spool:
+            outcome.settled = position
+        self.publish()
+
+    def settle(self, uint64_t position, uint64_t delivered, dropped=None) -> None:
+        """Says what became of spooled records: those up to a position, in their order.
+
+        Args:
+            position: end of the last of them; settled() of the host tells how far that has come.
+            delivered: how many were delivered.
+            dropped: how many were not, by reason as for release().
+        """
+        cdef Outcome *outcome = &self.outcome
+        self.check_open()
+        check_reasons(dropped)
+        if delivered + sum((dropped or {}).values()) > outcome.in_spool:
+            raise ValueError("more records than are spooled")
+        outcome.in_spool -= delivered + self.count(delivered, dropped)
+        outcome.unsynced = min(outcome.unsynced, outcome.in_spool)
+        outcome.settled = outcome.tail if not outcome.in_spool else min(
+            max(position, outcome.settled), outcome.tail)
+        self.publish()
+
+    def synced(self) -> None:
+        """Says that all spooled records would survive the loss of power."""
+        self.check_open()
+        if self.outcome.unsynced:
+            self.outcome.unsynced = 0
+            self.publish()
+
+    cdef uint64_t count(self, uint64_t delivered, dropped) except? 0:
+        """Adds to the counters; returns how many were dropped."""
+        cdef dict reasons = dict(dropped or {})
+        self.outcome.delivered += delivered
+        self.outcome.encode_error += <uint64_t>reasons.get("encode_error", 0)
+        self.outcome.rejected += <uint64_t>reasons.get("rejected", 0)
+        self.outcome.corrupt += <uint64_t>reasons.get("corrupt", 0)
+        self.outcome.expired += <uint64_t>reasons.get("expired", 0)
+        return sum(reasons.values())
+
+    @property
+    def in_spool(self) -> int:
+        """Records of this ring that wait on disk."""
+        return self.outcome.in_spool
+
+    @property
+    def tail(self) -> int:
+        """Everything before this position was released."""
+        return self.outcome.tail
+
+    def shrink(self) -> None:
+        """Gives back the space of an adopted ring that is empty; its counters stay."""
+        self.check_open()
+        if self.adopted and self.fd >= 0 and self.cursor >= load(&self.header.head):
+            os.ftruncate(self.fd, HEADER_SIZE + MIN_CAPACITY)
 
     def note(self, str text not None) -> None:
         """Says what goes wrong, in up to 63 ASCII characters: the host shows it in stats(). "" clears it."""

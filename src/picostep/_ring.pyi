@@ -34,7 +34,11 @@ class HostRing:
 
     @property
     def tail(self) -> int:
-        """Everything before this position is delivered, stored or counted as dropped."""
+        """Everything before this position is out of the ring: delivered, spooled, or counted as dropped."""
+
+    @property
+    def settled(self) -> int:
+        """Everything before this position is delivered to all sinks, or counted as dropped."""
 
     @property
     def ready(self) -> int:
@@ -96,8 +100,33 @@ class RingReader:
     def rewind(self) -> None:
         """Move the cursor back to the first record that is not released."""
 
-    def release(self, position: int, delivered: int, dropped: Mapping[str, int] | None = None) -> None:
+    @property
+    def tail(self) -> int:
+        """Everything before this position was released."""
+
+    @property
+    def in_spool(self) -> int:
+        """Records of this ring that wait on disk."""
+
+    def release(
+        self,
+        position: int,
+        delivered: int,
+        dropped: Mapping[str, int] | None = None,
+        *,
+        spooled: int = 0,
+        withheld: int = 0,
+    ) -> None:
         """Free everything before a position that `read()` reached, and count it."""
+
+    def settle(self, position: int, delivered: int, dropped: Mapping[str, int] | None = None) -> None:
+        """Say what became of spooled records, in their order, up to a position."""
+
+    def synced(self) -> None:
+        """Say that all spooled records would survive the loss of power."""
+
+    def shrink(self) -> None:
+        """Give back the space of an adopted ring that is empty; its counters stay."""
 
     def note(self, text: str) -> None:
         """Say what goes wrong, in up to 63 ASCII characters; "" clears it."""
