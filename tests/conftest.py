@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,10 +27,15 @@ settings.load_profile(PROFILE)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No test sees the settings of whoever runs it, least of all a real key."""
+    """No test sees the settings or the state of whoever runs it, least of all a real key."""
+    os.environ["XDG_STATE_HOME"] = config._state = tempfile.mkdtemp(prefix="picostep-state-")
     for name in list(os.environ):
         if name.startswith(OURS) and name not in ("PICOSTEP_CAMPAIGN", "PICOSTEP_SEED"):
             del os.environ[name]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config._state, ignore_errors=True)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from picostep import ringdir
-from picostep.config import Destination
+from picostep.config import Destination, default_spool
 from picostep.export import loop, outlet, process
-from picostep.export.batch import Batch
+from picostep.export.batch import Work
 from picostep.export.loop import Exporter
 from picostep.export.outlet import Outlet
 from picostep.export.payload import Record
@@ -464,21 +464,22 @@ def test_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     def judge(records: Sequence[Record]) -> None:
         raise RetryLater("no", after[0])
 
-    class OneRecord(Batch):
-        def __len__(self) -> int:
-            return 1
-
+    record = {"prompt": "p"}
+    work = Work([record], 1, None)
     sink = Outlet(Recorder(judge))
-    sink.offer(OneRecord(1, 1, lambda records: None))
+
+    def attempt() -> None:
+        sink.settle(work, sink.offer(work.records(*work.todo[-1])))
+
     longest = 0.0
     for failures in range(2000):
-        sink.attempt()
+        attempt()
         assert 0 <= sink.delay() <= min(0.5 * 2 ** min(failures, 9), 60)
         longest = max(longest, sink.delay())
     assert longest > 30  # at random up to the limit, not always little
     for asked, given in [(7.0, 7.0), (1000.0, 300.0), (0.0, 0.5)]:
         after[0] = asked
-        sink.attempt()
+        attempt()
         assert given - 0.1 < sink.delay() <= given
 
 
@@ -498,6 +499,7 @@ def exporter_process(
         "directory": os.path.basename(directory.path),
         "lock_fd": lock,
         "destination": destination.as_dict(),
+        "spool": (default_spool(), 1 << 30, 86400.0),
         "batch_records": 512,
         "batch_bytes": 1 << 20,
         "debug": False,

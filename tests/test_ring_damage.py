@@ -15,7 +15,20 @@ import pytest
 
 import picostep
 from picostep._ring import RingError, RingReader
-from ringfile import HEADER, HEADER_SIZE, KIB, SMALLEST, Rig, drain, frames, header, ids, put, record_some
+from ringfile import (
+    HEADER,
+    HEADER_SIZE,
+    KIB,
+    OUTCOME,
+    SMALLEST,
+    Rig,
+    drain,
+    frames,
+    header,
+    ids,
+    put,
+    record_some,
+)
 from support import ring_directory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")

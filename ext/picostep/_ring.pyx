@@ -763,7 +763,7 @@ cdef class RingReader:
         """Reader of a ring in this process's private memory."""
         cdef RingReader self = RingReader.__new__(RingReader)
         self.owner = ring
-        self.name = "private"
+        self.name = f"private-{ring.state.ring.header.created_ns:x}"    # unlike any of an earlier process
         self.header = ring.state.ring.header
         self.capacity = ring.state.ring.limit
         self.nonce = ring.state.ring.nonce

@@ -28,6 +28,9 @@ def configure(
     exporter: str | None = None,
     disabled: bool | None = None,
     ring_bytes: int | None = None,
+    spool: str | None = None,
+    spool_bytes: int | None = None,
+    spool_age: float | None = None,
     batch_records: int | None = None,
     batch_bytes: int | None = None,
     exit_timeout: float | None = None,
@@ -60,6 +63,15 @@ def configure(
         ring_bytes: Size of a ring, 256 KiB to 1 GiB, rounded down to a power of two; else
             `PICOSTEP_RING_BYTES`; else 16 MiB.
 
+        spool: Directory in which the exporter keeps what a sink cannot take now, or `"off"`; else
+            `PICOSTEP_SPOOL`; else `$XDG_STATE_HOME/picostep/spool`.
+
+        spool_bytes: What the spool of one sink may hold, 1 MiB to 1 TiB; else `PICOSTEP_SPOOL_BYTES`; else 1
+            GiB. What finds no room waits in the rings.
+
+        spool_age: Seconds after which spooled records are dropped and counted; else `PICOSTEP_SPOOL_AGE`;
+            else 7 days.
+
         batch_records: Most records in a batch, 1 to 65,536; else `PICOSTEP_BATCH_RECORDS`; else 512.
 
         batch_bytes: Bytes at which a batch is closed, 1 KiB to 64 MiB; else `PICOSTEP_BATCH_BYTES`; else 1
@@ -90,6 +102,9 @@ def configure(
             exporter=exporter,
             disabled=disabled,
             ring_bytes=ring_bytes,
+            spool=spool,
+            spool_bytes=spool_bytes,
+            spool_age=spool_age,
             batch_records=batch_records,
             batch_bytes=batch_bytes,
             exit_timeout=exit_timeout,
@@ -102,13 +117,14 @@ def configure(
 
 def flush(timeout: float | None = None) -> bool:
     """
-    Wait until all that was accepted before this call is delivered or durably stored.
+    Wait until all that was accepted before this call is delivered to every sink, or dropped and counted.
 
     Args:
         timeout: Seconds; 30 when None.
 
     Returns:
-        Whether it is. False leaves everything as it is: nothing is lost by not waiting.
+        Whether it is. False leaves everything as it is, in the ring or in the spool: nothing is lost by not
+        waiting.
 
     Raises:
         ArgumentTypeError, ArgumentError: `timeout` is not a number ≥ 0.
@@ -127,7 +143,7 @@ def shutdown(timeout: float | None = None) -> bool:
         timeout: Seconds; 30 when None.
 
     Returns:
-        Whether everything was delivered or durably stored in time.
+        Whether everything was delivered in time.
 
     Raises:
         ArgumentTypeError, ArgumentError: `timeout` is not a number ≥ 0.
@@ -146,13 +162,20 @@ def stats() -> dict[str, Any]:
 
         delivered: Of these, taken by every sink.
 
-        in_ring: Of these, still waiting. At any moment accepted = delivered + in_ring + the drops that
-            happened after acceptance.
+        in_ring: Of these, still in shared memory.
+
+        in_spool: Of these, waiting on disk for at least one sink. At any moment accepted = delivered +
+            in_ring + in_spool + the drops that happened after acceptance.
+
+        unsynced: Of those in the spool, written and not yet synced: they and what is in the ring is what a
+            loss of power would take.
 
         dropped: By reason. Before acceptance: `ring_full`, `no_ring`. After it: `rejected` by the backend,
-            `encode_error`, `corrupt`.
+            `encode_error`, `corrupt`, `expired` (in the spool for longer than `spool_age`).
 
         shed: Accepted without bodies, as the ring was filling up.
+
+        withheld: Exported without a text whose redaction failed.
 
         shortened: Accepted with a text cut, as the record was larger than a quarter of the ring.
 

@@ -102,6 +102,14 @@ def default_store() -> str:
     return _state_file("store.db")
 
 
+def default_spool() -> str:
+    """Return the directory of spools: `$XDG_STATE_HOME/picostep/spool`; "" where there is no place for it."""
+    try:
+        return _state_file("spool")
+    except ConfigError:
+        return ""
+
+
 def refreshed_prices() -> str:
     """Return the path of what `picostep prices refresh` makes; raises ConfigError likewise."""
     return _state_file("prices.bin")
@@ -255,6 +263,11 @@ class Destination:
         """16 hex digits, equal in every process for equal destinations; no key or URL can be read back."""
         return self._fingerprint
 
+    def sink_fingerprint(self, spec: str) -> str:
+        """Return 16 hex digits for one of the sinks: for what it is, and where and by which key it sends."""
+        local = spec.partition(":")[0] in ("stdout", "jsonl", "store")
+        return _fingerprint((spec,) if local else (spec, self.api_key, self.url, self.feedback_url))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields (with the key) as plain str, tuple and None for the pipe to the exporter."""
         return dict(zip(_FIELDS, self._state(), strict=True))
@@ -384,6 +397,12 @@ class Settings:
         ring_bytes: Size of a ring, a power of two from 256 KiB to 1 GiB; other numbers are rounded down to
             one.
 
+        spool: Absolute path of the directory of spools; "": there are none.
+
+        spool_bytes: What the spool of one sink may hold, 1 MiB to 1 TiB.
+
+        spool_age: Seconds after which spooled records are dropped, 1 to 366 days.
+
         batch_records: Most records in one batch, 1 to 65,536.
 
         batch_bytes: Size in bytes at which a batch is closed, 1 KiB to 64 MiB.
@@ -416,6 +435,9 @@ class Settings:
         "prices",
         "ring_bytes",
         "send_computed_cost",
+        "spool",
+        "spool_age",
+        "spool_bytes",
         "tcc_url",
         "to",
     )
@@ -425,6 +447,9 @@ class Settings:
     exporter: str
     disabled: bool
     ring_bytes: int
+    spool: str
+    spool_bytes: int
+    spool_age: float
     batch_records: int
     batch_bytes: int
     exit_timeout: float
@@ -444,6 +469,9 @@ class Settings:
         exporter: str | None = None,
         disabled: bool | None = None,
         ring_bytes: int | None = None,
+        spool: str | None = None,
+        spool_bytes: int | None = None,
+        spool_age: float | None = None,
         batch_records: int | None = None,
         batch_bytes: int | None = None,
         exit_timeout: float | None = None,
@@ -469,6 +497,12 @@ class Settings:
             disabled: Else `PICOSTEP_DISABLED` (`1 true yes on`, `0 false no off`), else False.
 
             ring_bytes: Else `PICOSTEP_RING_BYTES`, else 16 MiB.
+
+            spool: A directory or `"off"`; else `PICOSTEP_SPOOL`, else `default_spool()`.
+
+            spool_bytes: Else `PICOSTEP_SPOOL_BYTES`, else 1 GiB.
+
+            spool_age: Else `PICOSTEP_SPOOL_AGE`, else 7 days.
 
             batch_records: Else `PICOSTEP_BATCH_RECORDS`, else 512.
 
@@ -499,6 +533,13 @@ class Settings:
         self.disabled = _flag(*_given(disabled, "disabled", "PICOSTEP_DISABLED"))
         ring = _integer(*_given(ring_bytes, "ring_bytes", "PICOSTEP_RING_BYTES"), 2**18, 2**30, 2**24)
         self.ring_bytes = 1 << (ring.bit_length() - 1)
+        self.spool = _spool(*_given(spool, "spool", "PICOSTEP_SPOOL"))
+        self.spool_bytes = _integer(
+            *_given(spool_bytes, "spool_bytes", "PICOSTEP_SPOOL_BYTES"), 2**20, 2**40, 2**30
+        )
+        self.spool_age = _seconds(
+            *_given(spool_age, "spool_age", "PICOSTEP_SPOOL_AGE"), 366 * 86400, 7 * 86400.0
+        )
         self.batch_records = _integer(
             *_given(batch_records, "batch_records", "PICOSTEP_BATCH_RECORDS"), 1, 2**16, 512
         )
@@ -596,6 +637,12 @@ def _path(value: object, name: str) -> str:
 
 def _directory(value: object, name: str) -> str | None:
     return None if value is None else _path(value, name)
+
+
+def _spool(value: object, name: str) -> str:
+    if value is None:
+        return default_spool()
+    return "" if value == "off" else _path(value, name)
 
 
 def _prices(value: object, name: str) -> tuple[tuple[str | int, ...], ...]:

@@ -26,6 +26,7 @@ from picostep.usage import disjoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from decimal import Decimal
     from logging import Logger
 
@@ -287,6 +288,7 @@ def _exporter_config(number: int, current: Settings, directory: RingDir) -> byte
             "directory": os.path.basename(directory.path),
             "lock_fd": 3,
             "destination": _destinations[number].as_dict(),
+            "spool": (current.spool, current.spool_bytes, current.spool_age),
             "batch_records": current.batch_records,
             "batch_bytes": current.batch_bytes,
             "debug": current.debug,
@@ -343,12 +345,17 @@ def _export(number: int, current: Settings, path: str | None, problem: str | Non
 
 
 def flush(timeout: float) -> bool:
-    """Wait until all that was accepted is delivered or durably stored; False when the time is over first."""
+    """Wait until all that was accepted is delivered; False when the time is over first."""
+    return _wait_until_all(lambda ring, head: ring.settled >= head, timeout)
+
+
+def _wait_until_all(done: Callable[[_ring.HostRing, int], bool], timeout: float) -> bool:
+    """Wait until something holds for all rings as far as they are filled now."""
     _forget_parent()
     targets = [(ring, ring.head) for ring in list(_rings.values())]  # others may open and close rings
     deadline = monotonic() + timeout
     pause = 0.0005
-    while any(ring.tail < head for ring, head in targets):
+    while not all(done(ring, head) for ring, head in targets):
         left = deadline - monotonic()
         if left <= 0:
             return False
@@ -373,7 +380,7 @@ def stats() -> dict[str, object]:
     _forget_parent()
     total: dict[str, int] = {}
     # All reasons from the beginning, as programs that watch them look them up by name.
-    dropped = dict.fromkeys(("ring_full", "no_ring", "rejected", "encode_error", "corrupt"), 0)
+    dropped = dict.fromkeys(("ring_full", "no_ring", "rejected", "encode_error", "corrupt", "expired"), 0)
     dropped["no_ring"] = _ring.unrecorded()
     last_error = ""
     rings = list(_rings.items())
@@ -386,7 +393,10 @@ def stats() -> dict[str, object]:
                     dropped[reason] = dropped.get(reason, 0) + count
             elif value:
                 last_error = str(value)
-    names = ("recorded", "accepted", "delivered", "in_ring", "shed", "shortened")
+    names = (
+        *("recorded", "accepted", "delivered", "in_ring", "in_spool", "unsynced"),
+        *("shed", "shortened", "withheld"),
+    )
     result: dict[str, object] = {name: total.get(name, 0) for name in names}
     result["recorded"] = total.get("recorded", 0) + dropped["no_ring"]
     result["dropped"] = dropped
@@ -426,9 +436,11 @@ def _price_table_errors() -> int:
 
 
 def _at_exit() -> None:
-    """Leave when the records are out of the ring, after `exit_timeout` at the latest."""
+    """Leave when the records are delivered or spooled, after `exit_timeout` at the latest."""
     current = settings()
-    if current.exporter == "off" or flush(current.exit_timeout):
+    if current.exporter == "off" or _wait_until_all(
+        lambda ring, head: ring.tail >= head, current.exit_timeout
+    ):
         return
     rings = list(_rings.values())
     waiting = sum(ring.counters().get("in_ring", 0) for ring in rings)

@@ -14,7 +14,7 @@ import sys
 from picostep._ring import HostRing, RingReader
 from picostep.errors import PicostepError
 
-__all__ = ["EXTERNAL", "RingDir", "RingDirError", "base", "destinations", "open_dir"]
+__all__ = ["EXTERNAL", "OwnDir", "RingDir", "RingDirError", "base", "destinations", "open_dir", "open_own"]
 
 EXTERNAL = "external"
 LOCK = "lock"
@@ -69,6 +69,15 @@ def open_dir(base: str, name: str, create: bool) -> RingDir:
     Raises:
         RingDirError: It cannot be used; the message says why.
     """
+    return RingDir(*_open(base, name, create))
+
+
+def open_own(base: str, name: str, create: bool) -> OwnDir:
+    """Open a directory of any other use, by the same rules."""
+    return OwnDir(*_open(base, name, create))
+
+
+def _open(base: str, name: str, create: bool) -> tuple[str, int]:
     if create:
         try:
             os.makedirs(os.path.dirname(base), exist_ok=True)
@@ -79,7 +88,7 @@ def open_dir(base: str, name: str, create: bool) -> RingDir:
     parent = _enter(base, base, None, create)
     try:
         path = os.path.join(base, name)
-        return RingDir(path, _enter(path, name, parent, create))
+        return path, _enter(path, name, parent, create)
     finally:
         os.close(parent)
 
@@ -107,9 +116,9 @@ def _enter(path: str, name: str, parent: int | None, create: bool) -> int:
     return fd
 
 
-class RingDir:
+class OwnDir:
     """
-    An open ring directory.
+    An open directory of this user's alone, which one process at a time can hold.
 
     Attributes:
         path: For messages.
@@ -122,6 +131,56 @@ class RingDir:
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.fd = fd
+
+    def try_lock(self) -> int | None:
+        """Take the lock; return its descriptor, to be kept open, or None if another process has it."""
+        import fcntl
+
+        fd = self._open_lock()
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
+
+    def wait_lock(self) -> int:
+        """Wait for the lock; return its descriptor, to be kept open."""
+        import fcntl
+
+        fd = self._open_lock()
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return fd
+
+    def locked(self) -> bool:
+        """Return whether some process holds the lock now."""
+        fd = self.try_lock()
+        if fd is None:
+            return True
+        os.close(fd)
+        return False
+
+    def _open_lock(self) -> int:
+        return os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file; it may be gone already."""
+        try:  # noqa: SIM105 - a host need not load contextlib
+            os.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class RingDir(OwnDir):
+    """An open ring directory."""
+
+    __slots__ = ()
 
     def make_ring(self, capacity: int) -> HostRing:
         """
@@ -164,47 +223,3 @@ class RingDir:
     def open_ring(self, name: str) -> RingReader:
         """Open a ring for draining; raises RingError or OSError."""
         return RingReader(name, self.fd)
-
-    def try_lock(self) -> int | None:
-        """Take the exporter's lock; return its descriptor, to be kept open, or None if another has it."""
-        import fcntl
-
-        fd = self._open_lock()
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        return fd
-
-    def wait_lock(self) -> int:
-        """Wait for the exporter's lock; return its descriptor, to be kept open."""
-        import fcntl
-
-        fd = self._open_lock()
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        return fd
-
-    def locked(self) -> bool:
-        """Return whether some exporter works here now."""
-        fd = self.try_lock()
-        if fd is None:
-            return True
-        os.close(fd)
-        return False
-
-    def _open_lock(self) -> int:
-        return os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
-
-    def unlink(self, name: str) -> None:
-        """Remove a file; it may be gone already."""
-        try:  # noqa: SIM105 - a host need not load contextlib
-            os.unlink(name, dir_fd=self.fd)
-        except FileNotFoundError:
-            pass
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1

@@ -13,6 +13,7 @@ from picostep.config import destination
 from picostep.export.loop import Exporter
 from picostep.export.pricing import Pricer
 from picostep.export.process import SignalStop
+from picostep.export.spool import open_spools
 from picostep.ringdir import EXTERNAL, base, open_dir
 from picostep.sinks import open_sinks
 from picostep.times import iso_ms
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from picostep.config import Settings
+    from picostep.export.spool import Spool
     from picostep.ringdir import RingDir
     from picostep.sinks import Sink
 
@@ -122,12 +124,17 @@ class _Post:
                 lock = self._directory.try_lock()
         return lock
 
+    def _spools(self) -> list[Spool] | None:
+        settings = self._settings
+        return open_spools(destination(settings), settings.spool, settings.spool_bytes, settings.spool_age)
+
     def _exporter(self) -> Exporter:
         return Exporter(
             [self._directory],
             self._sinks,
             stop=self._stop,
             prepare=self._pricer.price,
+            spools=self._spools(),
             batch_records=self._settings.batch_records,
             batch_bytes=self._settings.batch_bytes,
             once=self._once,

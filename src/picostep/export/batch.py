@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from picostep._ring import RingReader
     from picostep.export.payload import Record
 
-__all__ = ["Batch", "Breaks"]
+__all__ = ["Batch", "Breaks", "Slice", "Work", "spool_name"]
 
 _READ_BETWEEN_BREAKS = 8  # records
 
 
-class _Part(NamedTuple):
-    """Consecutive records of one ring: up to `stop` in the batch, up to `position` in the ring."""
+class Slice(NamedTuple):
+    """
+    The part of a batch that comes from one ring: where it begins and ends, in the batch and in the ring.
+
+    Attributes:
+        name: What the ring is called in spools.
+    """
 
     ring: RingReader
+    name: bytes
+    first: int
     stop: int
-    position: int
+    start: int
+    end: int
+
+
+def spool_name(ring: RingReader) -> bytes:
+    """Return what a ring is called in spools: 8 bytes."""
+    return blake2b(ring.name.encode(), digest_size=8).digest()
 
 
 class Batch:
     """
-    Records of one or more rings, which keep them until they are settled.
+    Records of one or more rings, which keep them until they are released.
 
     Args:
         max_records: How many it takes.
@@ -46,14 +59,12 @@ class Batch:
         prepare: Callable[[Sequence[Record]], None],
         breaks: Breaks | None = None,
     ) -> None:
+        self.slices: list[Slice] = []
         self._records_left = max_records
         self._bytes_left = max_bytes
         self._prepare = prepare
         self._breaks = breaks
         self._records: list[Record] = []
-        self._parts: deque[_Part] = deque()
-        self._released = 0
-        self._dropped: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -64,12 +75,14 @@ class Batch:
 
     def fill(self, ring: RingReader) -> bool:
         """Read from a ring until it is empty or the batch full; return whether there was anything."""
-        found = False
+        first, start = len(self._records), ring.position
         while not self.full and self._read(ring):
-            found = True
             if self._breaks is not None:
                 self._breaks()
-        return found
+        if len(self._records) == first:
+            return False
+        self.slices.append(Slice(ring, spool_name(ring), first, len(self._records), start, ring.position))
+        return True
 
     def _read(self, ring: RingReader) -> bool:
         before = ring.position
@@ -80,32 +93,56 @@ class Batch:
             self._records += records
             self._records_left -= len(records)
             self._bytes_left -= ring.position - before
-            self._parts.append(_Part(ring, len(self._records), ring.position))
         return bool(records)
 
     def records(self, start: int, stop: int) -> Sequence[Record]:
         """Return some of the records, to be given to a sink."""
-        records = self._records[start:stop]
-        return records if self._breaks is None else _WithBreaks(records, self._breaks)
+        return _with_breaks(self._records[start:stop], self._breaks)
 
-    def drop(self, index: int, reason: str) -> None:
-        """Count a record as dropped, not delivered, when it is released. The first reason counts."""
-        self._dropped.setdefault(index, reason)
+    def work(self) -> Work:
+        """Return all of the records as the work of one sink."""
+        return Work(self._records, len(self._records) or 1, self._breaks)
 
-    def release(self, settled: int) -> bool:
-        """Let the rings forget the parts within the first `settled` records; return if there were any."""
-        before = self._released
-        while self._parts and self._parts[0].stop <= settled:
-            ring, stop, position = self._parts.popleft()
-            dropped = self._count_dropped(self._released, stop)
-            ring.release(position, stop - self._released - dropped.total(), dropped)
-            self._released = stop
-        return self._released > before
 
-    def _count_dropped(self, start: int, stop: int) -> Counter[str]:
-        if not self._dropped:
-            return Counter()
-        return Counter(self._dropped[index] for index in range(start, stop) if index in self._dropped)
+class Work:
+    """
+    Records that one sink is to take: which of them are settled, and which of these were dropped.
+
+    Attributes:
+        todo: Ranges that are not settled, the first one last. Together they reach to the end.
+
+        dropped: Index and reason.
+
+    Args:
+        records: All of them.
+
+        at_once: How many are offered at once, at most.
+
+        breaks: As for `Batch`.
+    """
+
+    def __init__(self, records: Sequence[Record], at_once: int, breaks: Breaks | None) -> None:
+        self._records = records
+        self._breaks = breaks
+        starts = range(0, len(records), at_once)
+        self.todo = [(start, min(start + at_once, len(records))) for start in reversed(starts)]
+        self.dropped: dict[int, str] = {}
+
+    @property
+    def settled(self) -> int:
+        """How many leading records are settled."""
+        return self.todo[-1][0] if self.todo else len(self._records)
+
+    def records(self, start: int, stop: int) -> Sequence[Record]:
+        """Return some of the records, to be given to the sink."""
+        return _with_breaks(self._records[start:stop], self._breaks)
+
+    def skip(self, stop: int) -> None:
+        """Count everything before an index as settled."""
+        while self.todo and self.todo[-1][0] < stop:
+            _, end = self.todo.pop()
+            if end > stop:
+                self.todo.append((stop, end))
 
 
 class Breaks:
@@ -133,7 +170,7 @@ class Breaks:
 class _WithBreaks(list["Record"]):
     """Records that make whoever iterates them take breaks."""
 
-    def __init__(self, records: list[Record], breaks: Breaks) -> None:
+    def __init__(self, records: Iterable[Record], breaks: Breaks) -> None:
         super().__init__(records)
         self._breaks = breaks
 
@@ -141,3 +178,7 @@ class _WithBreaks(list["Record"]):
         for record in super().__iter__():
             self._breaks()
             yield record
+
+
+def _with_breaks(records: Sequence[Record], breaks: Breaks | None) -> Sequence[Record]:
+    return records if breaks is None else _WithBreaks(records, breaks)

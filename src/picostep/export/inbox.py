@@ -11,10 +11,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from picostep._ring import RingError
+from picostep.export.ledger import Ledger
 from picostep.ringdir import NEW_PREFIX, RING_SUFFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from picostep._ring import RingReader
     from picostep.export.batch import Batch
@@ -26,16 +27,25 @@ _SCAN_EVERY = 0.5  # seconds
 _STALE_AFTER = 60.0  # seconds after which an unfinished ring that nobody holds is litter
 _ASIDE = ".bad"
 _KEEP_ASIDE = 4  # files
+_GAUGES = ("in_ring", "in_spool", "unsynced")
 
 log = logging.getLogger(__name__)
 
 
 class Inbox:
-    """Rings that are read in turn, and stay."""
+    """
+    Rings that are read in turn, and stay.
 
-    def __init__(self, rings: Sequence[RingReader] = ()) -> None:
+    Args:
+        ledger: Knows what was read of each.
+    """
+
+    def __init__(self, ledger: Ledger, rings: Sequence[RingReader] = ()) -> None:
+        self._ledger = ledger
         self._rings = deque(rings)
         self._notice = ""
+        for ring in rings:
+            ledger.open(ring)
 
     def __len__(self) -> int:
         return len(self._rings)
@@ -45,8 +55,21 @@ class Inbox:
         """Whether any ring's process was alive at the last `refresh()`."""
         return bool(self._rings)
 
+    @property
+    def backlog(self) -> int:
+        """Bytes that are not released, of the ring that has the most."""
+        return max((ring.backlog for ring in self._rings), default=0)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a ring is filling up."""
+        return any(ring.backlog > ring.size // 2 for ring in self._rings)
+
     def refresh(self) -> None:
         """See what has changed; cheap enough to be called all the time."""
+
+    def count_gone(self, records: Mapping[str, int]) -> None:
+        """Count spooled records of rings that are gone: "delivered", or the reasons of drops."""
 
     def fill(self, batch: Batch) -> None:
         """Add the records that are there and find room, beginning with another ring each time."""
@@ -69,8 +92,8 @@ class Inbox:
             self._rings.pop().close()
 
     def _found_empty(self, ring: RingReader) -> None:
-        """Take note that a ring has nothing more to read, and nothing that is read and not released."""
-        if ring.backlog:
+        """Take note that a ring has nothing more to read."""
+        if ring.backlog and not self._ledger.in_flight(ring):
             ring.release(ring.position, 0)  # what was there is damaged, and is counted now
 
 
@@ -80,10 +103,12 @@ class DirectoryInbox(Inbox):
 
     Args:
         directory: Stays open; it belongs to the caller.
+
+        ledger: As for `Inbox`.
     """
 
-    def __init__(self, directory: RingDir) -> None:
-        super().__init__()
+    def __init__(self, directory: RingDir, ledger: Ledger) -> None:
+        super().__init__(ledger)
         self._directory = directory
         self._totals = _Totals(directory)
         self._dead: set[RingReader] = set()
@@ -112,13 +137,22 @@ class DirectoryInbox(Inbox):
 
     def _found_empty(self, ring: RingReader) -> None:
         super()._found_empty(ring)
-        if ring in self._dead and ring.drained:
-            ring.release(ring.position, 0)  # damage may be known from the counters alone
-            self._totals.add(ring)
-            self._remove(ring.name)
-            self._rings.remove(ring)
-            self._dead.remove(ring)
-            ring.close()
+        if ring not in self._dead or not ring.drained or self._ledger.in_flight(ring):
+            return
+        ring.release(ring.position, 0)  # damage may be known from the counters alone
+        if self._ledger.owes(ring):  # its counters are needed, its space is not
+            ring.shrink()
+            return
+        self._totals.add(ring)
+        self._remove(ring.name)
+        self._rings.remove(ring)
+        self._dead.remove(ring)
+        self._ledger.close(ring)
+        ring.close()
+
+    def count_gone(self, records: Mapping[str, int]) -> None:
+        if records:
+            self._totals.count_gone(records)
 
     def _open_new(self) -> None:
         known = {ring.name for ring in self._rings}
@@ -141,6 +175,7 @@ class DirectoryInbox(Inbox):
             pass  # gone, or no descriptors left
         else:
             ring.note(self._notice)
+            self._ledger.open(ring)
             self._rings.append(ring)
 
     def _skip(self, name: str, error: RingError) -> None:
@@ -200,7 +235,7 @@ class DirectoryInbox(Inbox):
 
 def tell_hosts(directory: RingDir, text: str) -> None:
     """Show a text as the last error in the `stats()` of every host that has a ring in a directory."""
-    inbox = DirectoryInbox(directory)
+    inbox = DirectoryInbox(directory, Ledger(()))
     inbox.announce(text)
     inbox.refresh()
     inbox.close()
@@ -234,6 +269,10 @@ class _Totals:
         self._counters["damaged_rings"] += 1
         self._save()
 
+    def count_gone(self, records: Mapping[str, int]) -> None:
+        _add(self._counters, {"gone": records})
+        self._save()
+
     def _load(self) -> dict[str, Any]:
         try:
             fd = os.open(self._NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory.fd)
@@ -260,5 +299,5 @@ def _add(sums: dict[str, Any], counters: dict[str, Any]) -> None:
     for key, value in counters.items():
         if isinstance(value, dict) and isinstance(sums.get(key, {}), dict):
             _add(sums.setdefault(key, {}), value)
-        elif isinstance(value, int) and isinstance(sums.get(key, 0), int) and key != "in_ring":
+        elif isinstance(value, int) and isinstance(sums.get(key, 0), int) and key not in _GAUGES:
             sums[key] = sums.get(key, 0) + value

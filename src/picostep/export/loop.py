@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from picostep.export.batch import Batch, Breaks
+from picostep.export.channel import Channel
+from picostep.export.dead_letters import DeadLetters
 from picostep.export.inbox import DirectoryInbox, Inbox
-from picostep.export.outlet import Outlet
+from picostep.export.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from picostep._ring import RingReader
     from picostep.export.payload import Record
+    from picostep.export.spool import Spool
     from picostep.ringdir import RingDir
     from picostep.sinks import Sink
 
@@ -24,7 +28,7 @@ __all__ = ["Exporter", "Stop"]
 
 _SHORTEST_PAUSE = 0.002  # seconds between looks into the rings: after work, and …
 _LONGEST_PAUSE = 0.05  # … when nothing has come for a while
-_CHECK_EVERY = 0.5  # seconds between looks at the rings while sinks fail
+_SPOOL_EVERY = 0.25  # seconds between reads that are no full batch while sinks fail: frames of some size
 _GIVE_UP_AFTER = 600.0  # seconds without progress and without a living host
 
 log = logging.getLogger(__name__)
@@ -44,17 +48,19 @@ class Exporter:
     Moves records from rings to sinks until there are no more to come or it is told to stop.
 
     It never raises because of a record, a ring or a sink. Records leave their ring when every sink has taken
-    them; what is under way when it stops stays in the rings for the next exporter. It knows nothing of
-    signals, nor of the process it runs in.
+    them, itself or into its spool; what is under way when it stops stays where it is for the next exporter.
+    It knows nothing of signals, nor of the process it runs in.
 
-    Thread-safety: `run()` belongs to one thread; `stop` may be set by any.
+    Thread-safety: `run()` belongs to one thread, and starts one for each sink; `stop` may be set by any.
 
     Args:
         directories: Ring directories, of which the caller holds the locks.
 
         sinks: All of them get every record. They and the directories are closed by the caller.
 
-        stop: Ends `run()` after the request that is under way.
+        stop: Ends `run()` after the requests that are under way.
+
+        spools: One for each sink; None: there are none.
 
         rings: More rings, which are in no directory.
 
@@ -66,7 +72,7 @@ class Exporter:
 
         linger: End when this many seconds have passed without a ring. None: stay.
 
-        once: End when all rings are empty.
+        once: End when all rings and spools are empty.
 
         prepare: Completes the records that were read, before any sink gets them.
     """
@@ -78,6 +84,7 @@ class Exporter:
         *,
         stop: Stop,
         prepare: Callable[[Sequence[Record]], None],
+        spools: Sequence[Spool] | None = None,
         rings: Sequence[RingReader] = (),
         batch_records: int = 512,
         batch_bytes: int = 1 << 20,
@@ -85,86 +92,115 @@ class Exporter:
         linger: float | None = None,
         once: bool = False,
     ) -> None:
-        self._inboxes = [*map(DirectoryInbox, directories), Inbox(rings)]
-        self._outlets = [Outlet(sink) for sink in sinks]
-        self._stop = stop
         breaks = None if break_every is None else Breaks(break_every)
+        self._news = threading.Event()
+        self._spools = spools or ()
+        stores: Sequence[Spool | None] = spools or [None] * len(sinks)
+        self._channels = [
+            Channel(
+                sink,
+                spool,
+                DeadLetters(spool.base, spool.sink) if spool is not None else None,
+                wake=self._news.set,
+                at_once=batch_records,
+                most_bytes=batch_bytes,
+                breaks=breaks,
+            )
+            for sink, spool in zip(sinks, stores, strict=True)
+        ]
+        self._ledger = Ledger(self._channels)
+        self._inboxes = [
+            *(DirectoryInbox(each, self._ledger) for each in directories),
+            Inbox(self._ledger, rings),
+        ]
+        self._stop = stop
         self._new_batch = partial(Batch, batch_records, batch_bytes, prepare, breaks)
+        self._batch_bytes = batch_bytes
         self._linger = linger
         self._once = once
+        self._read_at = 0.0
         self._seen_ring = self._progress = time.monotonic()
 
     def run(self) -> None:
         """Work until done; the class says when that is."""
+        for channel in self._channels:
+            channel.start()
         pause = _SHORTEST_PAUSE
         try:
             while not self._stop.is_set():
                 batch = self._read()
-                if batch:
-                    if not self._deliver(batch):
-                        return
-                    pause = _SHORTEST_PAUSE
-                elif self._finished():
+                moved = self._move(batch)
+                if batch is not None and not batch and not moved and self._finished():
                     return
-                else:
-                    self._stop.wait(pause)
-                    pause = min(pause * 1.5, _LONGEST_PAUSE)
+                pause = _SHORTEST_PAUSE if moved else min(pause * 1.5, _LONGEST_PAUSE)
+                self._wait(pause)
         except Exception as error:  # a mistake of ours; its text may quote a record
             place = traceback.extract_tb(error.__traceback__)[-1]
             log.error("exporter failed: %s at %s:%s", type(error).__name__, place.filename, place.lineno)
             raise
         finally:
+            for channel in self._channels:
+                channel.stop()
+            self._ledger.update()
             self.close()
 
     def close(self) -> None:
-        """Let go of all rings; for a forked child, in which `run()` does not go on."""
+        """Let go of all rings and spools; for a forked child, in which `run()` does not go on."""
         for inbox in self._inboxes:
             inbox.close()
+        for spool in self._spools:
+            spool.close()
 
-    def _read(self) -> Batch:
-        batch = self._new_batch()
+    def _move(self, batch: Batch | None) -> bool:
+        """Do what can be done now, with a new batch or without; return whether anything moved."""
+        if batch:
+            self._ledger.add(batch, [channel.offer(batch) for channel in self._channels])
+        hurry = any(inbox.crowded for inbox in self._inboxes)
+        for channel in self._channels:
+            channel.tend(hurry=hurry)
+        settled = self._ledger.update()
+        if batch or settled:
+            self._progress = time.monotonic()
+        trouble = next((channel.trouble for channel in self._channels if channel.trouble), "")
+        for inbox in self._inboxes:
+            inbox.announce(trouble)
+            inbox.count_gone(self._ledger.take_gone())
+        return bool(batch) or settled
+
+    def _read(self) -> Batch | None:
+        """Read what there is, if all sinks have room for it, and if it is worth a frame where they spool."""
+        now = time.monotonic()
         for inbox in self._inboxes:
             inbox.refresh()
+        if not all(channel.has_room for channel in self._channels):
+            return None
+        worth_it = now >= self._read_at or any(each.backlog >= self._batch_bytes for each in self._inboxes)
+        if not worth_it and any(channel.spooling for channel in self._channels):
+            return None
+        self._read_at = now + _SPOOL_EVERY
+        batch = self._new_batch()
+        for inbox in self._inboxes:
             inbox.fill(batch)
         return batch
 
-    def _deliver(self, batch: Batch) -> bool:
-        """Have all sinks take a batch, however long that lasts; False when it was given up."""
-        for outlet in self._outlets:
-            outlet.offer(batch)
-        while True:
-            self._attempt(batch)
-            if all(outlet.done for outlet in self._outlets):
-                return True
-            if self._stop.is_set() or self._abandoned():
-                return False
-            delay = min(outlet.delay() for outlet in self._outlets if not outlet.done)
-            self._stop.wait(min(delay, _CHECK_EVERY))
-            for inbox in self._inboxes:
-                inbox.refresh()
-
-    def _attempt(self, batch: Batch) -> None:
-        """Let each sink that is due try once, and let the rings know of what is settled."""
-        for outlet in self._outlets:
-            if not outlet.done and outlet.delay() <= 0.0:
-                outlet.attempt()
-        if batch.release(min(outlet.settled for outlet in self._outlets)):
-            self._progress = time.monotonic()
-        trouble = next((outlet.trouble for outlet in self._outlets if outlet.trouble), "")
-        for inbox in self._inboxes:
-            inbox.announce(trouble)
+    def _wait(self, pause: float) -> None:
+        if self._ledger.idle:
+            self._stop.wait(pause)
+        else:  # whoever brings news may bring room for more
+            self._news.wait(pause)
+            self._news.clear()
 
     def _finished(self) -> bool:
         """Whether to end, now that all rings are empty."""
+        idle = self._ledger.idle and all(channel.idle for channel in self._channels)
         if self._once:
-            return True
-        if any(self._inboxes):
-            self._seen_ring = time.monotonic()
+            return idle
+        if self._linger is None:
             return False
-        return self._linger is not None and time.monotonic() - self._seen_ring >= self._linger
-
-    def _abandoned(self) -> bool:
-        """Whether to leave what the sinks do not take to a later exporter."""
-        if self._linger is None or any(inbox.hosts_live for inbox in self._inboxes):
-            return False
-        return time.monotonic() - self._progress > _GIVE_UP_AFTER
+        now = time.monotonic()
+        if any(self._inboxes) or not idle:
+            self._seen_ring = now
+            return now - self._progress > _GIVE_UP_AFTER and not any(
+                inbox.hosts_live for inbox in self._inboxes
+            )
+        return now - self._seen_ring >= self._linger

@@ -1,21 +1,23 @@
-"""One sink, what it has yet to take of a batch, and when to try again."""
+"""What a sink answers: what follows for the records, and when to try again."""
 
 from __future__ import annotations
 
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from picostep.sinks import Rejected, RetryLater
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from picostep.export.batch import Batch
+    from picostep.export.batch import Work
+    from picostep.export.dead_letters import DeadLetters
+    from picostep.export.payload import Record
     from picostep.sinks import Sink
 
-__all__ = ["Outlet"]
+__all__ = ["Answer", "Outlet"]
 
 _FIRST_DELAY = 0.5  # seconds; doubled at every failure
 _LONGEST_DELAY = 60.0
@@ -25,104 +27,123 @@ _SAME_AGAIN = 60.0  # seconds before the same trouble is logged once more
 log = logging.getLogger(__name__)
 
 
+class Answer(NamedTuple):
+    """
+    What became of records that were offered.
+
+    Attributes:
+        settled: How many leading ones are done with.
+
+        unencodable: Those of them that could not be encoded: index and why.
+
+        rejected: Why the others will never be taken as they are, or "".
+
+        failure: Why the others were not taken now, or "".
+
+        after: Seconds to wait, if the receiver has said so.
+
+        unexpected: Whether the failure may be the fault of one of the records.
+    """
+
+    settled: int
+    unencodable: Mapping[int, str] = {}
+    rejected: str = ""
+    failure: str = ""
+    after: float | None = None
+    unexpected: bool = False
+
+
 class Outlet:
     """
-    Offers batches to a sink, in halves where it rejects one, again and again where it fails.
+    Offers records to a sink, in halves where it rejects some, again and again where it fails.
 
     Nothing that a sink answers or raises gets out of here, and nothing that it says but `reason` is logged.
+
+    Args:
+        sink: Belongs to the caller.
+
+        dead_letters: Keep what was dropped; None: nothing does.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, dead_letters: DeadLetters | None = None) -> None:
         self.trouble = ""  # why the last attempt failed
         self._sink = sink
+        self._dead_letters = dead_letters
         self._name = type(sink).__name__
-        self._batch: Batch
-        self._todo: list[tuple[int, int]] = []  # ranges of the batch that were not taken, the first one last
-        self._end = 0
         self._strikes = 0
         self._failures = 0  # attempts since the last success
         self._retry_at = 0.0
         self._logged: dict[str, float] = {}
 
-    def offer(self, batch: Batch) -> None:
-        """Begin with a batch; the one before must be done."""
-        self._batch = batch
-        self._end = len(batch)
-        self._todo = [(0, self._end)]
-
-    @property
-    def done(self) -> bool:
-        """Whether the batch is settled: taken, or dropped and counted."""
-        return not self._todo
-
-    @property
-    def settled(self) -> int:
-        """How many leading records of the batch are settled."""
-        return self._todo[-1][0] if self._todo else self._end
-
     def delay(self) -> float:
         """Return the seconds until the next attempt may be made."""
         return max(0.0, self._retry_at - time.monotonic())
 
-    def attempt(self) -> None:
-        """Offer the first records that are not settled."""
-        start, stop = self._todo.pop()
+    def offer(self, records: Sequence[Record]) -> Answer:
+        """Have the sink take records. Changes nothing here, and may last as long as the sink likes."""
         try:
-            unencodable = self._sink.deliver(self._batch.records(start, stop))
-        except RetryLater as answer:
-            self._put_back(self._take(start, stop, answer.delivered, answer.unencodable), stop)
-            self._fail(answer.reason, answer.after)
-        except Rejected as answer:
-            self._reject(self._take(start, stop, answer.delivered, answer.unencodable), stop, answer.reason)
+            return Answer(len(records), self._sink.deliver(records))
+        except RetryLater as said:
+            return Answer(said.delivered, said.unencodable, failure=said.reason, after=said.after)
+        except Rejected as said:
+            return Answer(said.delivered, said.unencodable, rejected=said.reason)
         except (OSError, MemoryError) as error:  # no fault of a record
-            self._put_back(start, stop)
-            self._fail(f"sink error: {type(error).__name__}")
+            return Answer(0, failure=f"sink error: {type(error).__name__}")
         except Exception as error:
-            self._stumble(start, stop, f"sink error: {type(error).__name__}")
+            return Answer(0, failure=f"sink error: {type(error).__name__}", unexpected=True)
+
+    def settle(self, work: Work, answer: Answer) -> None:
+        """Note what an answer to the first range of a work means for it, and when to go on."""
+        start, stop = work.todo.pop()
+        taken = min(max(answer.settled, 0), stop - start)
+        for index, why in answer.unencodable.items():
+            if index < taken:
+                self._drop(work, start + index, "encode_error", f"a record cannot be encoded: {why}")
+        if taken:
+            self._strikes = 0
+        start += taken
+        if start == stop:
+            self.heed(answer)
+        elif answer.rejected:
+            if stop - start > 1:
+                _halve(work, start, stop)
+            else:
+                self._drop(work, start, "rejected", f"a record was rejected: {answer.rejected}")
+            self.heed(answer)
+        elif answer.unexpected:
+            self._stumble(work, start, stop, answer)
         else:
-            self._take(start, stop, stop - start, unencodable)
+            work.todo.append((start, stop))
+            self.heed(answer)
+
+    def heed(self, answer: Answer) -> None:
+        """Note when to go on; for an answer to records that are no concern of this outlet any more, too."""
+        if answer.failure:
+            self._fail(answer.failure, answer.after)
+        elif not answer.rejected:
             self._succeed()
 
-    def _take(self, start: int, stop: int, count: int, unencodable: Mapping[int, str]) -> int:
-        """Settle `count` records from `start`; return where the others begin."""
-        for index, why in unencodable.items():
-            self._drop(start + index, "encode_error", f"a record cannot be encoded: {why}")
-        if count > 0:
-            self._strikes = 0
-        return min(start + max(count, 0), stop)
-
-    def _put_back(self, start: int, stop: int) -> None:
-        if start < stop:
-            self._todo.append((start, stop))
-
-    def _reject(self, start: int, stop: int, reason: str) -> None:
-        if stop - start > 1:
-            self._halve(start, stop)
-        elif start < stop:
-            self._drop(start, "rejected", f"a record was rejected: {reason}")
-
-    def _stumble(self, start: int, stop: int, reason: str) -> None:
+    def _stumble(self, work: Work, start: int, stop: int, answer: Answer) -> None:
         """Deal with an exception that may or may not be the fault of one of the records."""
         if stop - start > 1:
-            self._halve(start, stop)
+            _halve(work, start, stop)
             return
         self._strikes += 1
         if self._strikes < _STRIKES:
-            self._put_back(start, stop)
-            self._fail(reason)
+            work.todo.append((start, stop))
+            self.heed(answer)
         else:
             self._strikes = 0
-            self._drop(start, "encode_error", f"a record was dropped: {reason}")
+            self._drop(work, start, "encode_error", f"a record was dropped: {answer.failure}")
 
-    def _halve(self, start: int, stop: int) -> None:
-        middle = (start + stop) // 2
-        self._todo += [(middle, stop), (start, middle)]
-
-    def _drop(self, index: int, counted_as: str, message: str) -> None:
-        self._batch.drop(index, counted_as)
+    def _drop(self, work: Work, index: int, counted_as: str, message: str) -> None:
+        work.dropped[index] = counted_as
         self._log(message)
+        if self._dead_letters is not None:
+            (record,) = work.records(index, index + 1)
+            self._dead_letters.write(record, message)
 
-    def _fail(self, reason: str, after: float | None = None) -> None:
+    def _fail(self, reason: str, after: float | None) -> None:
         """Wait before the next attempt: as asked, else at random, up to a limit that grows."""
         limit = min(_FIRST_DELAY * 2.0 ** min(self._failures, 30), _LONGEST_DELAY)
         delay = random.uniform(0.0, limit) if after is None else max(after, _FIRST_DELAY)
@@ -143,3 +164,8 @@ class Outlet:
         if now >= self._logged.get(message, 0.0) + _SAME_AGAIN or message not in self._logged:
             self._logged[message] = now
             log.warning("%s: %s", self._name, message)
+
+
+def _halve(work: Work, start: int, stop: int) -> None:
+    middle = (start + stop) // 2
+    work.todo += [(middle, stop), (start, middle)]

@@ -40,7 +40,8 @@ def main(config: dict[str, Any]) -> int:
 
     Args:
         config: `path` (unused here), `base` and `directory` (where the rings are), `lock_fd`, `destination`
-            (`Destination.as_dict()`), `batch_records`, `batch_bytes`, `debug`.
+            (`Destination.as_dict()`), `spool` (directory, bytes, age in seconds), `batch_records`,
+            `batch_bytes`, `debug`.
 
     Returns:
         Exit status: 0, or 3 when a sink cannot be opened.
@@ -58,6 +59,7 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
     from picostep.export.inbox import tell_hosts
     from picostep.export.loop import Exporter
     from picostep.export.pricing import Pricer
+    from picostep.export.spool import open_spools
     from picostep.sinks import open_sinks
 
     try:
@@ -71,6 +73,7 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
         sinks,
         stop=SignalStop(signal.SIGTERM),
         prepare=Pricer(destination).price,
+        spools=open_spools(destination, *config["spool"]),
         batch_records=config["batch_records"],
         batch_bytes=config["batch_bytes"],
         linger=LINGER,

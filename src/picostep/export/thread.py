@@ -15,6 +15,7 @@ from picostep.errors import ConfigError
 from picostep.export.inbox import tell_hosts
 from picostep.export.loop import Exporter
 from picostep.export.pricing import Pricer
+from picostep.export.spool import open_spools
 from picostep.ringdir import open_dir
 from picostep.sinks import open_sinks
 
@@ -77,6 +78,7 @@ def _exporter(
         sinks,
         stop=threading.Event(),  # never set: the thread ends with the process
         prepare=Pricer(destination).price,
+        spools=open_spools(destination, settings.spool, settings.spool_bytes, settings.spool_age),
         rings=rings,
         batch_records=settings.batch_records,
         batch_bytes=settings.batch_bytes,

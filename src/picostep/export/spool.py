@@ -1,0 +1,686 @@
+"""
+A sink's spool: records on disk that the sink could not take when the rings brought them.
+
+`BASE/SINK/LANE/` holds segments (see `segment` for their format). An exporter has a lane of its own, locked,
+and takes over the lanes that nobody holds. There is no ledger: what is there is found by reading the headers
+of all frames.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections import Counter, deque
+from contextlib import suppress
+from itertools import count as numbers
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
+
+from picostep import _ring
+from picostep.export import segment
+from picostep.ringdir import OwnDir, RingDirError, open_own
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from picostep.config import Destination
+    from picostep.export.payload import Record
+
+__all__ = ["Done", "Part", "Spool", "open_spools"]
+
+SEGMENT_BYTES = 8 << 20
+PIECE_BYTES = 256 << 10  # of JSON in a frame, about: what damage to one costs
+SYNC_AFTER = 1.0  # seconds …
+SYNC_BYTES = 4 << 20  # … or bytes after which what was written is synced
+KEEP_FREE = 512 << 20  # bytes of the file system that are left free, or …
+KEEP_FREE_PART = 20  # … this part of it, if that is less
+ATTEMPTS = 3  # to read a frame, each ended by a crash or an I/O error
+ADOPT_WITHIN = 0.5  # seconds for exporters that are just ending
+LANES = 1000
+ASIDE = "bad"
+ASIDE_BYTES = 64 << 20
+SEGMENT, ACK = ".seg", ".ack"
+
+log = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """Consecutive records of one ring, which lie from `start` to `end` in it."""
+
+    ring: bytes
+    start: int
+    end: int
+    records: Iterable[Record]
+
+
+class Done(NamedTuple):
+    """
+    Records of one ring that are out of the spool.
+
+    Attributes:
+        end: Position in the ring up to which all before them are, too.
+
+        records: How many; those in `dropped`, by reason, were not delivered.
+    """
+
+    ring: bytes
+    end: int
+    records: int
+    dropped: Mapping[str, int]
+
+
+class _File:
+    """One segment of the lane."""
+
+    __slots__ = ("created_ns", "fd", "frames", "name", "next_seq", "settled", "size")
+
+    def __init__(self, name: str, fd: int, created_ns: int, size: int) -> None:
+        self.name = name
+        self.fd = fd  # -1: not open now
+        self.created_ns = created_ns
+        self.size = size
+        self.next_seq = 0
+        self.settled = 0  # leading records
+        self.frames = 0  # that are not settled
+
+
+class _Entry(NamedTuple):
+    file: _File
+    frame: segment.Frame
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not settled."""
+        return min(self.frame.records, self.frame.seq + self.frame.records - self.file.settled)
+
+
+class Spool:
+    """
+    The records that wait for one sink, in the order in which they came.
+
+    Nothing in here raises because of the disk: what cannot be written stays where it is, and what cannot be
+    read is dropped and counted.
+
+    Thread-safety: `read()` and `settle()` belong to one thread, everything else to another.
+
+    Args:
+        base: Directory of all spools; made when there is something to spool.
+
+        sink: 16 hex digits that stand for the sink, where it sends, and by which key. Records of one sink are
+            never given to another.
+
+        most_bytes: What all lanes of the sink may hold.
+
+        most_seconds: Age at which records are dropped.
+    """
+
+    def __init__(self, base: str, sink: str, most_bytes: int, most_seconds: float) -> None:
+        self.trouble = ""  # why nothing can be written
+        self.base = base
+        self.sink = sink
+        self._sink = bytes.fromhex(sink)
+        self._most_bytes = most_bytes
+        self._most_ns = int(most_seconds * 1e9)
+        # Age by a clock of our own: setting the system's must not throw everything away.
+        self._clock_ns = time.time_ns() - time.monotonic_ns()
+        self._lock = Lock()
+        self._entries: deque[_Entry] = deque()
+        self._waiting = 0  # records
+        self._bytes = 0  # in this lane
+        self._foreign_bytes = 0  # in other lanes
+        self._partly: Counter[str] = Counter()  # dropped of the first entry
+        self._done: list[Done] = []
+        self.damaged = False  # whether adopted files have lost records, of which the rings are not known
+        self._top: OwnDir | None = None
+        self._lane: OwnDir | None = None
+        self._lane_lock = -1
+        self._forks = _ring.forks()
+        self._active: _File | None = None
+        self._unsynced: set[_File] = set()
+        self._unsynced_bytes = 0
+        self._sync_at = 0.0
+        with suppress(OSError):  # there is nothing yet, or it cannot be used: append() says why
+            self._open(create=False)
+
+    # ---- what is there -------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Records that wait."""
+        return self._waiting
+
+    @property
+    def synced(self) -> bool:
+        """Whether the loss of power would take nothing."""
+        return not self._unsynced
+
+    def entries(self) -> list[tuple[bytes, int, int]]:
+        """Return ring, end and number of the waiting records of each frame."""
+        with self._lock:
+            return [(entry.frame.ring, entry.frame.end, entry.waiting) for entry in self._entries]
+
+    # ---- writing -------------------------------------------------------------------------------------------
+
+    def append(self, part: Part) -> int:
+        """
+        Write records, all or none.
+
+        Returns:
+            The number of frames; 0 where there is no room or the disk fails: `trouble` says why.
+        """
+        try:
+            frames = self._append(part)
+        except (OSError, ValueError) as error:
+            self._fail(error)
+            return 0
+        self.trouble = ""
+        return frames
+
+    def _append(self, part: Part) -> int:
+        if self._lane is None:
+            self._open(create=True)
+        file = self._writable()
+        data, frames, seq = bytearray(), [], file.next_seq
+        for records, flags, is_last in _pieces(part.records):
+            # Only with the last one everything up to the end of the part is in here.
+            end = part.end if is_last else part.start
+            packed = segment.pack(self._sink, records, flags, seq, part.ring, end)
+            offset = file.size + len(data)
+            raw_size = sum(map(len, records))
+            frames.append(segment.Frame(offset, len(packed), raw_size, len(records), seq, part.ring, end))
+            data += packed
+            seq += len(records)
+        self._check_room(len(data))
+        try:
+            _write(file.fd, data, file.size)
+        except OSError:
+            try:
+                os.ftruncate(file.fd, file.size)
+            except OSError:
+                self._retire(file)  # nothing is written behind a hole
+            raise
+        with self._lock:
+            file.size += len(data)
+            file.next_seq = seq
+            file.frames += len(frames)
+            self._entries += [_Entry(file, frame) for frame in frames]
+            self._waiting += sum(frame.records for frame in frames)
+            self._bytes += len(data)
+            if not self._unsynced:
+                self._sync_at = time.monotonic() + SYNC_AFTER
+            self._unsynced.add(file)
+            self._unsynced_bytes += len(data)
+        return len(frames)
+
+    def sync(self) -> None:
+        """
+        Sync what was written, if that is due by time or bytes.
+
+        After an error the kernel may have dropped what was written and call the next sync a success. So that
+        file is never said to be synced, and nothing more is written to it.
+        """
+        if not self._unsynced_bytes or (
+            self._unsynced_bytes < SYNC_BYTES and time.monotonic() < self._sync_at
+        ):
+            return
+        self._unsynced_bytes = 0
+        with self._lock:  # a file may be settled, and closed, meanwhile
+            fds = [(file, os.dup(file.fd)) for file in self._unsynced if file is self._active]
+        for file, fd in fds:
+            try:
+                os.fdatasync(fd)
+            except OSError as error:
+                self._fail(error)
+                self._retire(file)
+            else:
+                with self._lock:
+                    self._unsynced.discard(file)
+            finally:
+                os.close(fd)
+
+    def _writable(self) -> _File:
+        """Return the file to write to: a new one where there is none, or it is large enough."""
+        if self._active is not None and self._active.size >= SEGMENT_BYTES:
+            self._sync_at = 0.0
+            self.sync()  # after an error it has retired the file
+            if self._active is not None:
+                self._retire(self._active)
+        if self._active is None:
+            self._active = self._new_file()
+        return self._active
+
+    def _retire(self, file: _File) -> None:
+        """Write no more to the active file."""
+        with self._lock:
+            self._active = None
+            self._drop_if_empty(file)
+
+    def _new_file(self) -> _File:
+        assert self._lane is not None
+        self._foreign_bytes = self._measure_others()
+        self._check_room(segment.HEADER_BYTES)
+        created_ns = self._now_ns()
+        name = f"{created_ns:016x}-{os.urandom(4).hex()}{SEGMENT}"
+        try:
+            fd = self._open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileNotFoundError:  # somebody has removed the lane
+            self._forget_lane()
+            raise
+        try:
+            _write(fd, segment.pack_header(self._sink, created_ns), 0)
+            os.fsync(self._lane.fd)
+        except OSError:
+            os.close(fd)
+            self._unlink(name)
+            raise
+        with self._lock:
+            self._bytes += segment.HEADER_BYTES
+        return _File(name, fd, created_ns, segment.HEADER_BYTES)
+
+    def _check_room(self, size: int) -> None:
+        """Raise OSError where so much more would pass a limit."""
+        assert self._lane is not None
+        if self._bytes + self._foreign_bytes + size > self._most_bytes:
+            raise OSError(errno.EDQUOT, "limit reached")
+        space = os.fstatvfs(self._lane.fd)
+        keep = min(KEEP_FREE, space.f_blocks * space.f_frsize // KEEP_FREE_PART)
+        if space.f_bavail * space.f_frsize < size + keep:
+            raise OSError(errno.ENOSPC, "disk full")
+
+    def _fail(self, error: OSError | ValueError) -> None:
+        name = _name(error) if isinstance(error, OSError) else "too large"
+        if self.trouble != f"spool: {name}":
+            self.trouble = f"spool: {name}"
+            log.warning("nothing can be spooled: %s", name)
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    def read(self, most_records: int, most_bytes: int) -> list[Record]:
+        """
+        Return the records that come next: those of one frame, and of more within these limits.
+
+        Returns:
+            [] when there are none, or when the disk cannot give them now.
+        """
+        records: list[Record] = []
+        size = 0
+        for index in numbers():
+            with self._lock:
+                if index >= len(self._entries):
+                    break
+                entry = self._entries[index]
+            size += entry.frame.raw_size
+            if records and (len(records) + entry.waiting > most_records or size > most_bytes):
+                break
+            found = self._decode(entry)
+            if not found:
+                break  # and what is before goes first
+            records += found[len(found) - entry.waiting :]
+        return records
+
+    def drop_unreadable(self) -> bool:
+        """Drop the first records that are too old or cannot be read; return whether there were any."""
+        found = False
+        while True:
+            with self._lock:
+                entry = self._entries[0] if self._entries else None
+            if entry is None:
+                return found
+            if self._now_ns() - entry.file.created_ns > self._most_ns:
+                reason = "expired"
+            elif self._attempts(entry.file) >= ATTEMPTS:
+                reason = "corrupt"
+                self._set_aside(entry.file)
+            else:
+                return found
+            found = True
+            self.settle(entry.waiting, dict.fromkeys(range(entry.waiting), reason))
+
+    def settle(self, count: int, dropped: Mapping[int, str]) -> None:
+        """
+        Say that the first records are done with.
+
+        Args:
+            count: How many.
+
+            dropped: Those of them that were not delivered: index and reason.
+        """
+        first = 0
+        with self._lock:
+            self._waiting -= count
+            while first < count:
+                entry = self._entries[0]
+                step = min(count - first, entry.waiting)
+                self._partly.update(
+                    dropped[index] for index in range(first, first + step) if index in dropped
+                )
+                first += step
+                entry.file.settled = max(entry.file.settled, entry.frame.seq) + step
+                if not entry.waiting:
+                    self._pop()
+            if self._entries:
+                self._save_ack(self._entries[0].file, 0)
+
+    def collect(self) -> list[Done]:
+        """Return what is out of the spool since the last call; remove the active file if that is empty."""
+        with self._lock:
+            if self._active is not None:
+                active, self._active = self._active, None
+                if not self._drop_if_empty(active):
+                    self._active = active
+            done, self._done = self._done, []
+            return done
+
+    def _pop(self) -> None:
+        file, frame = self._entries.popleft()
+        self._done.append(Done(frame.ring, frame.end, frame.records, dict(self._partly)))
+        self._partly.clear()
+        file.frames -= 1
+        self._drop_if_empty(file)
+
+    def _drop_if_empty(self, file: _File) -> bool:
+        """Remove a file of which everything is settled; never the active one, which may be written to now."""
+        if file.frames or file is self._active:
+            return False
+        self._unsynced.discard(file)
+        self._bytes -= file.size
+        if file.fd >= 0:
+            os.close(file.fd)
+            file.fd = -1
+        self._unlink(file.name)
+        self._unlink(_ack_name(file.name))
+        return True
+
+    def _decode(self, entry: _Entry) -> list[Record]:
+        """Return the records of a frame, [] if it cannot be read. A crash in here counts as an attempt."""
+        file = entry.file
+        attempts = self._attempts(file)
+        if attempts >= ATTEMPTS:
+            return []
+        self._save_ack(file, attempts + 1)
+        try:
+            if file.fd < 0:
+                file.fd = self._open_file(file.name, os.O_RDWR)
+            found = segment.decode(file.fd, self._sink, entry.frame)
+        except segment.Damaged:
+            log.warning("a frame of %s is damaged", file.name)
+            self._save_ack(file, ATTEMPTS)
+            return []
+        except OSError as error:
+            log.warning("cannot read %s: %s", file.name, _name(error))
+            return []
+        self._save_ack(file, attempts=0)
+        return found
+
+    def _now_ns(self) -> int:
+        return time.monotonic_ns() + self._clock_ns
+
+    # ---- progress ------------------------------------------------------------------------------------------
+
+    def _attempts(self, file: _File) -> int:
+        return self._load_ack(file.name)[1]
+
+    def _load_ack(self, name: str) -> tuple[int, int]:
+        try:
+            fd = self._open_file(_ack_name(name), os.O_RDONLY)
+        except OSError:
+            return 0, 0
+        try:
+            return segment.unpack_ack(os.read(fd, segment.ACK_BYTES + 1))
+        except OSError:
+            return 0, 0
+        finally:
+            os.close(fd)
+
+    def _save_ack(self, file: _File, attempts: int) -> None:
+        """Write how far a file is settled. Where that fails, a crash costs duplicates."""
+        with suppress(OSError):
+            fd = self._open_file(_ack_name(file.name), os.O_WRONLY | os.O_CREAT)
+            try:
+                os.pwrite(fd, segment.pack_ack(file.settled, attempts), 0)
+            finally:
+                os.close(fd)
+
+    # ---- lanes ---------------------------------------------------------------------------------------------
+
+    def adopt(self, within: float = 0.0) -> None:
+        """
+        Take over what is in lanes that nobody holds.
+
+        Args:
+            within: Seconds to wait for those that are held, at most.
+        """
+        deadline = time.monotonic() + within
+        with suppress(OSError):
+            if self._lane is None:
+                self._open(create=False)
+            while self._lane is not None and self._adopt_all() and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    def _open(self, create: bool) -> None:
+        """Open the sink's directory, take the first lane that is free, and look into all."""
+        if self._top is None:
+            self._top = open_own(self.base, self.sink, create)
+            if create:
+                _sync_directory(self.base)
+        for number in range(LANES):
+            lane = open_own(self._top.path, str(number), create=True)
+            lock = lane.try_lock()
+            if lock is not None:
+                break
+            lane.close()
+        else:
+            raise OSError(errno.EBUSY, "too many exporters")
+        _ring.close_in_child(lock)
+        os.fsync(self._top.fd)
+        self._lane, self._lane_lock = lane, lock
+        self._find_files()
+        self.adopt(ADOPT_WITHIN)
+
+    def _adopt_all(self) -> bool:
+        """Take over what can be had; return whether there is more in lanes that others hold."""
+        held = False
+        for lane in self._other_lanes():
+            try:
+                held |= self._adopt_lane(lane)
+            finally:
+                lane.close()
+        return held
+
+    def _other_lanes(self) -> Iterator[OwnDir]:
+        assert self._top is not None
+        assert self._lane is not None
+        mine = os.fstat(self._lane.fd)
+        for name in os.listdir(self._top.fd):
+            if name.isdigit():
+                with suppress(RingDirError):
+                    lane = open_own(self._top.path, name, create=False)
+                    if os.path.samestat(os.fstat(lane.fd), mine):
+                        lane.close()
+                    else:
+                        yield lane
+
+    def _adopt_lane(self, lane: OwnDir) -> bool:
+        assert self._lane is not None
+        names = [name for name in os.listdir(lane.fd) if name.endswith(SEGMENT)]
+        lock = lane.try_lock() if names else None
+        if lock is None:
+            return bool(names)
+        try:
+            for name in names:
+                for each in (_ack_name(name), name):
+                    with suppress(FileNotFoundError):
+                        os.rename(each, each, src_dir_fd=lane.fd, dst_dir_fd=self._lane.fd)
+        finally:
+            os.close(lock)
+        self._find_files()
+        return False
+
+    def _find_files(self) -> None:
+        """Look for segments in the lane that are not known yet."""
+        assert self._lane is not None
+        names = set(os.listdir(self._lane.fd))
+        known = {entry.file.name for entry in self._entries}
+        if self._active is not None:
+            known.add(self._active.name)
+        for name in sorted(names):
+            if name.endswith(SEGMENT) and name not in known:
+                self._find_frames(name)
+            elif name.endswith(ACK) and name.replace(ACK, SEGMENT) not in names:
+                self._unlink(name)
+
+    def _find_frames(self, name: str) -> None:
+        try:
+            fd = self._open_file(name, os.O_RDWR)
+        except OSError:
+            return
+        try:
+            found = os.fstat(fd)
+            made = segment.created_ns(os.pread(fd, segment.HEADER_BYTES, 0), self._sink)
+            file = _File(name, -1, made or found.st_mtime_ns, found.st_size)
+            file.settled = self._load_ack(name)[0]
+            entries, whole = [], segment.HEADER_BYTES
+            for frame in segment.frames(fd, self._sink):
+                whole += frame.size
+                file.next_seq = frame.seq + frame.records
+                if file.next_seq > file.settled:
+                    entries.append(_Entry(file, frame))
+        except OSError as error:
+            log.warning("cannot read %s: %s", name, _name(error))
+            return
+        finally:
+            os.close(fd)
+        if whole != file.size or made is None:
+            log.warning("%s is damaged, or was being written: %d bytes are skipped", name, file.size - whole)
+            self.damaged = True
+            self._set_aside(file)
+        with self._lock:
+            file.frames = len(entries)
+            self._bytes += file.size
+            self._entries += entries
+            self._waiting += sum(entry.waiting for entry in entries)
+            self._drop_if_empty(file)
+
+    def _measure_others(self) -> int:
+        """Return the bytes in other lanes."""
+        total = 0
+        for lane in self._other_lanes():
+            with suppress(OSError):
+                total += sum(entry.stat().st_size for entry in os.scandir(lane.fd))
+            lane.close()
+        return total
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def _open_file(self, name: str, flags: int) -> int:
+        assert self._lane is not None
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._lane.fd)
+
+    def _unlink(self, name: str) -> None:
+        if self._lane is not None:
+            with suppress(OSError):
+                self._lane.unlink(name)
+
+    def _set_aside(self, file: _File) -> None:
+        """Keep a copy of a damaged file to be looked at, and of all such copies the last few."""
+        if self._top is None or self._lane is None:
+            return
+        with suppress(OSError):
+            aside = open_own(self._top.path, ASIDE, create=True)
+            try:
+                with suppress(FileExistsError):
+                    os.link(file.name, file.name, src_dir_fd=self._lane.fd, dst_dir_fd=aside.fd)
+                _keep_last(aside, ASIDE_BYTES)
+            finally:
+                aside.close()
+
+    def _forget_lane(self) -> None:
+        """Take another lane next time; what could still be read of this one is gone."""
+        assert self._lane is not None
+        _ring.keep_in_child(self._lane_lock)
+        os.close(self._lane_lock)
+        self._lane.close()
+        self._lane, self._active, self._top = None, None, None
+
+    def close(self) -> None:
+        """Close all files. For a forked child, too: takes no lock, and the core has closed the lane's."""
+        for file in {entry.file for entry in self._entries}:
+            if file.fd >= 0:
+                os.close(file.fd)
+                file.fd = -1
+        self._active = None
+        if self._lane is not None:
+            if self._forks == _ring.forks():
+                _ring.keep_in_child(self._lane_lock)
+                os.close(self._lane_lock)
+            self._lane.close()
+            self._lane = None
+        if self._top is not None:
+            self._top.close()
+            self._top = None
+
+
+def open_spools(
+    destination: Destination, base: str, most_bytes: int, most_seconds: float
+) -> list[Spool] | None:
+    """
+    Open the spools of a destination, one for each of its sinks; None where there can be none.
+
+    Args:
+        base: Directory of all spools; "" for none.
+
+        most_bytes, most_seconds: As for `Spool`.
+    """
+    if not base or not hasattr(os, "O_NOFOLLOW"):
+        return None
+    return [
+        Spool(base, destination.sink_fingerprint(spec), most_bytes, most_seconds) for spec in destination.to
+    ]
+
+
+def _pieces(records: Iterable[Record]) -> Iterator[tuple[list[bytes], int, bool]]:
+    """Yield the JSON of as many records as a frame takes, its flags, and whether it is the last one."""
+    piece: list[bytes] = []
+    size = flags = 0
+    for record in records:
+        encoded, flag = segment.encode(record)
+        if piece and (size + len(encoded) > PIECE_BYTES or len(piece) == segment.MOST_RECORDS):
+            yield piece, flags, False
+            piece, size, flags = [], 0, 0
+        piece.append(encoded)
+        size += len(encoded)
+        flags |= flag
+    if piece:
+        yield piece, flags, True
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "I/O error")
+
+
+def _ack_name(name: str) -> str:
+    return f"{name.removesuffix(SEGMENT)}{ACK}"
+
+
+def _write(fd: int, data: bytes | bytearray, offset: int) -> None:
+    view = memoryview(data)
+    while view:  # a full disk takes what fits, and says why at the next attempt
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _keep_last(directory: OwnDir, most_bytes: int) -> None:
+    """Remove the oldest files of a directory until the others are within a limit."""
+    for name in sorted(os.listdir(directory.fd), reverse=True):
+        most_bytes -= os.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_size
+        if most_bytes < 0:
+            directory.unlink(name)
