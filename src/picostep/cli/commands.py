@@ -10,7 +10,7 @@ from typing import cast
 import click
 
 import picostep as package
-from picostep.cli import pricing, shapes, views
+from picostep.cli import pricing, shapes, spools, views
 from picostep.cli.failures import IO_FAILED, NOT_FOUND, Commands, Failure
 from picostep.cli.options import counts, moment
 from picostep.cli.rings import look
@@ -18,6 +18,7 @@ from picostep.cli.service import log_to_stderr, serve
 from picostep.cli.text import clean
 from picostep.config import Settings, default_store, destination
 from picostep.demo import NotStored, record
+from picostep.export.payload import encode_local
 from picostep.ringdir import EXTERNAL, base
 from picostep.sinks.store import prepare
 from picostep.sinks.store_reader import Cursor, GroupBy, NoStore, Row, StoreReader
@@ -303,6 +304,52 @@ def status(directory: str | None, as_json: bool, log: int) -> None:
         views.Screen().print(*views.status(found, ", ".join(target.to)))
     else:
         click.echo(f"No rings in {clean(where)}: nothing of this user is being recorded.")
+
+
+@picostep.command()
+@click.argument("sink", required=False)
+@click.option(
+    "--dir",
+    "directory",
+    metavar="PATH",
+    help="Where spools are.  [default: PICOSTEP_SPOOL, else the state directory]",
+)
+@_json
+@click.option("--records", "what", flag_value="records", help="Print the records that wait, one JSON a line.")
+@click.option("--dead", "what", flag_value="dead", help="Print what was refused for good, and why, likewise.")
+def spool(sink: str | None, directory: str | None, as_json: bool, what: str | None) -> None:
+    """Show what waits on disk for a sink that could not take it.
+
+    SINK narrows it down to one spool; the beginning of its name will do. Nothing is changed: exporters
+    deliver what is there as soon as the sink takes it.
+    """
+    settings = Settings.resolve(spool=directory)
+    if not settings.spool:
+        raise Failure("there are no spools: PICOSTEP_SPOOL is off, or no state directory is known", NOT_FOUND)
+    found = [each for each in spools.waiting(settings.spool) if each.sink.startswith(sink or "")]
+    if sink and not found:
+        raise Failure(f"no spool {sink!r} in {settings.spool}", NOT_FOUND, "See them all: picostep spool")
+    if what:
+        for each in found:
+            _print_spooled(settings.spool, each.sink, what)
+        return
+    target = destination(settings)
+    names = {target.sink_fingerprint(spec): spec for spec in target.to}
+    if as_json:
+        click.echo(shapes.document(shapes.spool(settings.spool, names, found)))
+    elif found:
+        views.Screen().print(views.spools(found, names))
+    else:
+        click.echo(f"Nothing was ever spooled in {clean(settings.spool)}.")
+
+
+def _print_spooled(base: str, sink: str, what: str) -> None:
+    if what == "dead":
+        lines = spools.dead_letters(base, sink)
+    else:
+        lines = (encode_local(each) + b"\n" for each in spools.records(base, sink))
+    for line in lines:
+        click.echo(line, nl=False)
 
 
 @picostep.command()

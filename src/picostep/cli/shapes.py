@@ -13,6 +13,7 @@ from typing import Any
 
 from picostep.cli.pricing import Source, Tables, parts
 from picostep.cli.rings import Directory
+from picostep.cli.spools import Waiting
 from picostep.cli.text import iso, status_word
 from picostep.config import Destination
 from picostep.prices.amounts import usd
@@ -56,6 +57,26 @@ def status(base: str, target: Destination, directories: list[Directory]) -> dict
         "base": base,
         "settings": {"destination": target.fingerprint, "to": list(target.to)},
         "directories": [asdict(directory) for directory in directories],
+    }
+
+
+def spool(base: str, names: dict[str, str], found: list[Waiting]) -> dict[str, Any]:
+    """Return what `spool --json` prints."""
+    return {
+        "base": base,
+        "spools": [
+            {
+                "sink": each.sink,
+                "to": names.get(each.sink),
+                "records": each.records,
+                "bytes": each.bytes,
+                "oldest_time": None if each.oldest_ns is None else iso(each.oldest_ns),
+                "exporters": each.exporters,
+                "dead_letter_bytes": each.dead_letters,
+                "damaged_files": each.damaged,
+            }
+            for each in found
+        ],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -20,6 +20,7 @@ from rich.text import Text
 
 from picostep.cli.pricing import Source, Tables, parts, rate_text
 from picostep.cli.rings import Directory, Ring
+from picostep.cli.spools import Waiting
 from picostep.cli.text import (
     clean,
     clock,
@@ -534,6 +535,27 @@ def status(directories: Sequence[Directory], to: str) -> Iterator[RenderableType
         yield from (_cropped(f"  log  {clean(line)}", "dim") for line in directory.log)
 
 
+def spools(found: Sequence[Waiting], names: Mapping[str, str]) -> RenderableType:
+    """Lay out spools; `names` gives those of this shell's sinks."""
+    made = _table()
+    for header in ("SPOOL", "OF"):
+        made.add_column(header)
+    for header in ("WAITING", "ON DISK", "SINCE", "EXPORTERS", "REFUSED", "DAMAGED"):
+        made.add_column(header, justify="right")
+    for each in found:
+        made.add_row(
+            each.sink,
+            clean(names.get(each.sink, "")),
+            count(each.records),
+            size(each.bytes),
+            "" if each.oldest_ns is None else clock(each.oldest_ns),
+            str(each.exporters),
+            size(each.dead_letters) if each.dead_letters else "0",
+            Text(str(each.damaged), style="red" if each.damaged else ""),
+        )
+    return made
+
+
 def _exporter_state(directory: Directory) -> Text:
     if directory.exporter:
         return Text("exporter at work", style="green")
@@ -549,7 +571,7 @@ def _rings_table(directory: Directory) -> Table:
     made = _table()
     for header in ("PROCESS", "STATE"):
         made.add_column(header)
-    for header in ("RECORDED", "DELIVERED", "WAITING", "DROPPED", "USED"):
+    for header in ("RECORDED", "DELIVERED", "IN RING", "SPOOLED", "DROPPED", "USED"):
         made.add_column(header, justify="right")
     made.add_column("LAST ERROR")
     for ring in directory.rings:
@@ -564,7 +586,7 @@ def _ring_cells(ring: Ring) -> Iterator[str | Text]:
     yield str(ring.pid) if ring.pid else clean(ring.name)
     yield ring.state
     if ring.counters is None:
-        yield from [""] * 5
+        yield from [""] * 6
         yield Text(clean(ring.problem or ""), style="red")
         return
     yield from _counter_cells(ring.counters)
@@ -577,5 +599,6 @@ def _counter_cells(counters: dict[str, Any]) -> Iterator[Text]:
     yield Text(count(counters.get("recorded", 0)))
     yield Text(count(counters.get("delivered", 0)))
     yield Text(count(counters.get("in_ring", 0)))
+    yield Text(count(counters.get("in_spool", 0)))
     reasons = ", ".join(f"{count(number)} {clean(reason)}" for reason, number in dropped.items() if number)
     yield Text(reasons or "0", style="red" if reasons else "")

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from contextlib import suppress
 from itertools import count as numbers
 from threading import Lock
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from picostep import _ring
@@ -303,6 +304,29 @@ class Spool:
         Returns:
             [] when there are none, or when the disk cannot give them now.
         """
+        with self._lock:
+            if not self._entries:
+                return []
+            file = self._entries[0].file
+        attempts = self._attempts(file)
+        if attempts >= ATTEMPTS:
+            return []
+        # A crash from here on counts as an attempt. After one, frames are read one by one: which is it?
+        self._save_ack(file, attempts + 1)
+        try:
+            records = self._read(1 if attempts else most_records, most_bytes)
+        except segment.Damaged:
+            log.warning("a frame of %s is damaged", file.name)
+            self._save_ack(file, ATTEMPTS)
+            return []
+        except OSError as error:
+            log.warning("cannot read %s: %s", file.name, _name(error))
+            return []
+        self._save_ack(file, attempts=0)
+        return records
+
+    def _read(self, most_records: int, most_bytes: int) -> list[Record]:
+        """Read frames within the limits; raises what the first of them raises."""
         records: list[Record] = []
         size = 0
         for index in numbers():
@@ -313,9 +337,12 @@ class Spool:
             size += entry.frame.raw_size
             if records and (len(records) + entry.waiting > most_records or size > most_bytes):
                 break
-            found = self._decode(entry)
-            if not found:
-                break  # and what is before goes first
+            try:
+                found = self._decode(entry)
+            except (segment.Damaged, OSError):
+                if not records:
+                    raise
+                break  # what is before goes first
             records += found[len(found) - entry.waiting :]
         return records
 
@@ -337,7 +364,7 @@ class Spool:
             found = True
             self.settle(entry.waiting, dict.fromkeys(range(entry.waiting), reason))
 
-    def settle(self, count: int, dropped: Mapping[int, str]) -> None:
+    def settle(self, count: int, dropped: Mapping[int, str] = MappingProxyType({})) -> None:
         """
         Say that the first records are done with.
 
@@ -346,6 +373,8 @@ class Spool:
 
             dropped: Those of them that were not delivered: index and reason.
         """
+        if not count:
+            return
         first = 0
         with self._lock:
             self._waiting -= count
@@ -393,25 +422,9 @@ class Spool:
         return True
 
     def _decode(self, entry: _Entry) -> list[Record]:
-        """Return the records of a frame, [] if it cannot be read. A crash in here counts as an attempt."""
-        file = entry.file
-        attempts = self._attempts(file)
-        if attempts >= ATTEMPTS:
-            return []
-        self._save_ack(file, attempts + 1)
-        try:
-            if file.fd < 0:
-                file.fd = self._open_file(file.name, os.O_RDWR)
-            found = segment.decode(file.fd, self._sink, entry.frame)
-        except segment.Damaged:
-            log.warning("a frame of %s is damaged", file.name)
-            self._save_ack(file, ATTEMPTS)
-            return []
-        except OSError as error:
-            log.warning("cannot read %s: %s", file.name, _name(error))
-            return []
-        self._save_ack(file, attempts=0)
-        return found
+        if entry.file.fd < 0:
+            entry.file.fd = self._open_file(entry.file.name, os.O_RDWR)
+        return segment.decode(entry.file.fd, self._sink, entry.frame)
 
     def _now_ns(self) -> int:
         return time.monotonic_ns() + self._clock_ns

@@ -1,0 +1,162 @@
+"""What is on disk for sinks that could not take it, for `picostep spool`. Takes no lock, changes nothing."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from picostep.export import segment
+from picostep.export.dead_letters import NAME, OLDER
+from picostep.export.spool import ACK, ASIDE, SEGMENT
+from picostep.ringdir import OwnDir, destinations, open_own
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from picostep.export.payload import Record
+    from picostep.export.segment import Frame
+
+__all__ = ["Waiting", "dead_letters", "records", "waiting"]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """
+    The spool of one sink.
+
+    Attributes:
+        sink: 16 hex digits.
+
+        records: Not delivered yet.
+
+        bytes: Of all files.
+
+        oldest_ns: Unix time at which the oldest file was begun; None when there is none.
+
+        exporters: How many are at work on it.
+
+        dead_letters: Bytes of what the sink refused.
+
+        damaged: Files that were set aside.
+    """
+
+    sink: str
+    records: int
+    bytes: int
+    oldest_ns: int | None
+    exporters: int
+    dead_letters: int
+    damaged: int
+
+
+def waiting(base: str) -> list[Waiting]:
+    """Look into all spools below a directory; one that cannot be read is left out."""
+    found = []
+    for sink in destinations(base):
+        with suppress(OSError, ValueError):
+            found.append(_look(base, sink))
+    return found
+
+
+def records(base: str, sink: str) -> Iterator[Record]:
+    """
+    Yield the records that wait for a sink, oldest file first; what is damaged is left out.
+
+    Raises:
+        OSError: There is no such spool, or it cannot be read.
+    """
+    top = open_own(base, sink, create=False)
+    key = bytes.fromhex(sink)
+    try:
+        for lane in _lanes(top):
+            for name, fd in _segments(lane):
+                for frame, skip in _unsettled(lane, name, fd, key):
+                    with suppress(segment.Damaged):
+                        yield from segment.decode(fd, key, frame)[skip:]
+    finally:
+        top.close()
+
+
+def dead_letters(base: str, sink: str) -> Iterator[bytes]:
+    """Yield the lines of what a sink refused, oldest first; raises OSError likewise."""
+    top = open_own(base, sink, create=False)
+    try:
+        for name in (OLDER, NAME):
+            with suppress(FileNotFoundError), open(_open(top, name), "rb") as file:
+                yield from file
+    finally:
+        top.close()
+
+
+def _look(base: str, sink: str) -> Waiting:
+    key = bytes.fromhex(sink)
+    top = open_own(base, sink, create=False)
+    try:
+        count = size = exporters = 0
+        oldest = []
+        for lane in _lanes(top):
+            exporters += lane.locked()
+            for name, fd in _segments(lane):
+                size += os.fstat(fd).st_size
+                oldest.append(int(name[:16], 16))
+                count += sum(frame.records - skip for frame, skip in _unsettled(lane, name, fd, key))
+        dead = sum(_size(top, name) for name in (NAME, OLDER))
+        return Waiting(sink, count, size, min(oldest, default=None), exporters, dead, _set_aside(top))
+    finally:
+        top.close()
+
+
+def _lanes(top: OwnDir) -> Iterator[OwnDir]:
+    for name in sorted(name for name in os.listdir(top.fd) if name.isdigit()):
+        lane = open_own(top.path, name, create=False)
+        try:
+            yield lane
+        finally:
+            lane.close()
+
+
+def _segments(lane: OwnDir) -> Iterator[tuple[str, int]]:
+    """Yield name and descriptor of each file; an exporter may remove it meanwhile."""
+    for name in sorted(name for name in os.listdir(lane.fd) if name.endswith(SEGMENT)):
+        with suppress(FileNotFoundError):
+            fd = _open(lane, name)
+            try:
+                yield name, fd
+            finally:
+                os.close(fd)
+
+
+def _unsettled(lane: OwnDir, name: str, fd: int, key: bytes) -> Iterator[tuple[Frame, int]]:
+    """Yield the frames that are not settled, and how many records at their beginning are."""
+    settled = 0
+    with suppress(FileNotFoundError):
+        ack = _open(lane, f"{name.removesuffix(SEGMENT)}{ACK}")
+        settled, _ = segment.unpack_ack(os.read(ack, segment.ACK_BYTES + 1))
+        os.close(ack)
+    for frame in segment.frames(fd, key):
+        if frame.seq + frame.records > settled:
+            yield frame, max(0, settled - frame.seq)
+
+
+def _open(directory: OwnDir, name: str) -> int:
+    return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.fd)
+
+
+def _size(directory: OwnDir, name: str) -> int:
+    try:
+        return os.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _set_aside(top: OwnDir) -> int:
+    try:
+        aside = open_own(top.path, ASIDE, create=False)
+    except OSError:
+        return 0
+    try:
+        return len(os.listdir(aside.fd))
+    finally:
+        aside.close()
