@@ -123,6 +123,8 @@ class Exporter:
 
     def run(self) -> None:
         """Work until done; the class says when that is."""
+        for inbox in self._inboxes:  # before spools are emptied: the ledger compares them with the rings
+            inbox.refresh()
         for channel in self._channels:
             channel.start()
         pause = _SHORTEST_PAUSE
