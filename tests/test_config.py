@@ -403,7 +403,7 @@ class TestDestination:
 
     def test_fingerprint_is_stable(self) -> None:
         """Processes of different versions of Python share a directory, so these digits must never change."""
-        text = ascii((("tcc",), "k", INGEST, FEEDBACK, (), False)).encode()
+        text = ascii((("tcc",), "k", INGEST, FEEDBACK, (), False, ())).encode()
         expected = blake2b(text, digest_size=8, key=b"picostep destination, version 1").hexdigest()
         assert expected == Destination(("tcc",), "k", INGEST, FEEDBACK).fingerprint
 

@@ -57,7 +57,7 @@ def main(config: dict[str, Any]) -> int:
 def _export(directory: RingDir, destination: Destination, config: dict[str, Any]) -> int:
     from picostep.export.inbox import tell_hosts
     from picostep.export.loop import Exporter
-    from picostep.export.pricing import Pricer
+    from picostep.export.prepare import preparation
     from picostep.sinks import open_sinks
 
     try:
@@ -70,7 +70,7 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
         [directory],
         sinks,
         stop=SignalStop(signal.SIGTERM),
-        prepare=Pricer(destination).price,
+        prepare=preparation(destination),
         batch_records=config["batch_records"],
         batch_bytes=config["batch_bytes"],
         linger=LINGER,

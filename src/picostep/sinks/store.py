@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from picostep.errors import PicostepError
 from picostep.export.payload import merged_metadata
-from picostep.export.redact import redact
 from picostep.sinks import RetryLater
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ CREATE TABLE runs (
     status_message TEXT,
     shed INTEGER NOT NULL,
     shortened INTEGER NOT NULL,
+    withheld INTEGER NOT NULL,
     session_id TEXT,
     conversational INTEGER,
     metadata TEXT,
@@ -58,6 +58,7 @@ CREATE TABLE steps (
     status_message TEXT,
     shed INTEGER NOT NULL,
     shortened INTEGER NOT NULL,
+    withheld INTEGER NOT NULL,
     model_requested TEXT,
     model_used TEXT,
     provider TEXT,
@@ -87,6 +88,7 @@ CREATE TABLE tool_calls (
     status_message TEXT,
     shed INTEGER NOT NULL,
     shortened INTEGER NOT NULL,
+    withheld INTEGER NOT NULL,
     tool_name TEXT NOT NULL,
     args TEXT,
     result TEXT,
@@ -335,11 +337,6 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _redacted(record: Record) -> str | None:
-    message = record.get("status_message")
-    return message and redact(message)
-
-
 def _metadata(record: Record) -> str | None:
     return json.dumps(merged_metadata(record), ensure_ascii=False) if "metadata" in record else None
 
@@ -362,7 +359,7 @@ _VALUES: dict[str, Callable[[Record], str | int | None]] = {
     "cost_pico": _pico,
     "shed": lambda record: "shed" in record,
     "shortened": lambda record: "shortened" in record,
-    "status_message": _redacted,
+    "withheld": lambda record: "withheld" in record,
     "time_ns": lambda record: record.get("end_ns"),
     "tool_name": lambda record: record.get("tool_name") or "unknown",
 }
