@@ -641,7 +641,7 @@ def _redact(value: object, name: str) -> tuple[tuple[str, str], ...]:
     from picostep import redaction
 
     try:
-        if isinstance(value, (str, PathLike)) and value != redaction.PRESET:
+        if isinstance(value, PathLike) or str(value).lower().endswith((".json", ".toml")):
             return redaction.from_file(_path(value, name))
         return redaction.plain(value)
     except ConfigError as error:

@@ -39,7 +39,7 @@ def plain(value: object) -> Plain:
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"must be {PRESET!r}, a list of regular expressions, a mapping, or the name of a .toml or .json "
-            f"file, not {type(value).__name__}"
+            f"file, not {repr(value)[:80] if isinstance(value, str) else type(value).__name__}"
         )
     for key in value:
         if key not in _KEYS:

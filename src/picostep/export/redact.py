@@ -50,7 +50,8 @@ class _Rule(NamedTuple):
 
     starts: tuple[str, ...]
     pattern: re.Pattern[str]
-    replacement: str
+    replacement: tuple[str | int, ...]
+    """Texts, and the numbers of groups."""
 
     def apply(self, text: str, lower: str) -> str:
         """Return the text without the matches; `lower` is the text in lower case, character by character."""
@@ -59,9 +60,12 @@ class _Rule(NamedTuple):
         for start in self._candidates(lower):
             match = self.pattern.match(text, start) if start >= end else None
             if match is not None:
-                pieces += text[end:start], match.expand(self.replacement)
+                pieces += text[end:start], self.instead(match)
                 end = match.end()
         return "".join((*pieces, text[end:])) if pieces else text
+
+    def instead(self, match: re.Match[str]) -> str:
+        return "".join(match[part] if isinstance(part, int) else part for part in self.replacement)
 
     def _candidates(self, lower: str) -> list[int]:
         found = []
@@ -105,28 +109,30 @@ _NAMES_START = (
 # alone, and both before the assignments. Time is linear: where a pattern fails or ends, no later match can
 # begin inside what it has looked at, but for a bounded number.
 _HEADERS = tuple(
-    _Rule(starts, re.compile(pattern, re.IGNORECASE), replacement)
-    for starts, pattern, replacement in (
-        (("authorization",), rf"{_HEADER}Bearer\s+{_TOKEN}", "Authorization=[REDACTED]"),
-        (("authorization",), rf"{_HEADER}Basic\s+{_BASE64}", "Authorization=[REDACTED]"),
-        (("bearer",), rf"\bBearer\s+{_TOKEN}", "Bearer [REDACTED]"),
-        (("basic",), rf"\bBasic\s+{_BASE64}", "Basic [REDACTED]"),
+    _Rule(starts, re.compile(pattern, re.IGNORECASE), (kept, REDACTED))
+    for starts, pattern, kept in (
+        (("authorization",), rf"{_HEADER}Bearer\s+{_TOKEN}", "Authorization="),
+        (("authorization",), rf"{_HEADER}Basic\s+{_BASE64}", "Authorization="),
+        (("bearer",), rf"\bBearer\s+{_TOKEN}", "Bearer "),
+        (("basic",), rf"\bBasic\s+{_BASE64}", "Basic "),
     )
 )
 _STATUS = (
     *_HEADERS,
-    _Rule(_NAMES_START, re.compile(rf"\b({_NAMES})\b\s*[:=]\s*{_TOKEN}", re.IGNORECASE), r"\1=[REDACTED]"),
+    _Rule(_NAMES_START, re.compile(rf"\b({_NAMES})\b\s*[:=]\s*{_TOKEN}", re.IGNORECASE), (1, "=", REDACTED)),
     # The scheme becomes https whatever it was: what the ingest's own SDK sends.
     _Rule(
         ("http://", "https://"),
         re.compile(r"https?://([^/\s:@]+):[^@\s/]+@", re.IGNORECASE),
-        r"https://\1:[REDACTED]@",
+        ("https://", 1, ":", REDACTED, "@"),
     ),
     # Keys of known shape, wherever they stand.
-    _Rule(("sk-",), re.compile(r"\bsk-[A-Za-z0-9_-]{16,}\b"), REDACTED),
-    _Rule(("xox",), re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{16,}\b"), REDACTED),
-    _Rule(("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), re.compile(r"\bgh[pousr]_[A-Za-z0-9_]{16,}\b"), REDACTED),
-    _Rule(("service_",), re.compile(r"\bservice_[A-Za-z0-9_-]{16,}\b"), REDACTED),
+    _Rule(("sk-",), re.compile(r"\bsk-[A-Za-z0-9_-]{16,}\b"), (REDACTED,)),
+    _Rule(("xox",), re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{16,}\b"), (REDACTED,)),
+    _Rule(
+        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), re.compile(r"\bgh[pousr]_[A-Za-z0-9_]{16,}\b"), (REDACTED,)
+    ),
+    _Rule(("service_",), re.compile(r"\bservice_[A-Za-z0-9_-]{16,}\b"), (REDACTED,)),
 )
 
 
@@ -199,9 +205,9 @@ _SECRETS = (
             r"-----BEGIN[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
             r"[^-]*(?:-(?!----END)[^-]*)*(?:-----END[A-Z0-9 ]{0,60}-----)?"
         ),
-        REDACTED,
+        (REDACTED,),
     ),
-    _Rule(("://",), re.compile(r"://([^/\s:@\"']*):[^@\s/]+@"), r"://\1:[REDACTED]@"),
+    _Rule(("://",), re.compile(r"://([^/\s:@\"']*):[^@\s/]+@"), ("://", 1, ":", REDACTED, "@")),
     *_HEADERS,
     # Also DB_PASSWORD=, "dbPassword": "…" and \"password\": \"…\".
     _Rule(
@@ -211,14 +217,16 @@ _SECRETS = (
             rf"(?:\\*\"[^\"]*\"?|\\*'[^']*'?|{_TOKEN})",
             re.IGNORECASE,
         ),
-        r"\1\2[REDACTED]",
+        (1, 2, REDACTED),
     ),
     _Rule(
         tuple(start for starts, _ in _KNOWN for start in starts.split()),
         re.compile(rf"\b(?:{'|'.join(pattern for _, pattern in _KNOWN)})"),
-        REDACTED,
+        (REDACTED,),
     ),
 )
+# Too short for a key of known shape, and nothing is assigned: most of what JSON consists of.
+_HARMLESS = re.compile(r"[^\s:=]{0,17}")
 
 
 def redact(text: str) -> str:
@@ -230,7 +238,7 @@ def _apply(rules: Iterable[_Rule], text: str) -> str:
     # Two characters are the same as others to a pattern that ignores case and not in lower case, or longer.
     if not text.isascii() and ("\u017f" in text or "\u0130" in text):
         for rule in rules:
-            text = rule.pattern.sub(rule.replacement, text)
+            text = rule.pattern.sub(rule.instead, text)
         return text
     lower = text.lower()
     for rule in rules:
@@ -317,8 +325,8 @@ class Redactor:
     def _content(self, text: str) -> str:
         result = self._text(text)
         if isinstance(text, JSONText):
-            # Only a pattern that has seen the whole can have broken it.
-            return JSONText(result) if not self._patterns or _is_json(result) else result
+            # A pattern that has seen the whole may have broken it, and a damaged ring may say anything.
+            return JSONText(result) if _is_json(result) else result
         return result
 
     def _metadata(self, lines: str) -> str:
@@ -334,7 +342,7 @@ class Redactor:
     def _text(self, text: str) -> str:
         if not text:
             return text
-        if not (isinstance(text, JSONText) or _is_json(text)):
+        if not _is_json(text):
             return self._plain(str(text))
         text = self._json(str(text))
         for pattern in self._patterns:
@@ -355,7 +363,7 @@ class Redactor:
         return text
 
     def _masked(self, text: str) -> str:
-        if self._secrets:
+        if self._secrets and not _HARMLESS.fullmatch(text):
             text = _apply(_SECRETS, text)
         for pattern in self._patterns:
             text = pattern.sub(REDACTED, text)
