@@ -14,7 +14,7 @@ import sys
 from picostep._ring import HostRing, RingReader
 from picostep.errors import PicostepError
 
-__all__ = ["EXTERNAL", "RingDir", "RingDirError", "base", "destinations", "open_dir"]
+__all__ = ["EXTERNAL", "RingDir", "RingDirError", "base", "destinations", "make_directories", "open_dir"]
 
 EXTERNAL = "external"
 LOCK = "lock"
@@ -71,7 +71,7 @@ def open_dir(base: str, name: str, create: bool) -> RingDir:
     """
     if create:
         try:
-            os.makedirs(os.path.dirname(base), exist_ok=True)
+            make_directories(os.path.dirname(base))
         except OSError as error:
             raise RingDirError(
                 error.errno, f"cannot make {os.path.dirname(base)}: {error.strerror}"
@@ -82,6 +82,18 @@ def open_dir(base: str, name: str, create: bool) -> RingDir:
         return RingDir(path, _enter(path, name, parent, create))
     finally:
         os.close(parent)
+
+
+def make_directories(path: str) -> None:
+    """Make a directory and those above it that are missing, each this user's alone; raises OSError."""
+    if not os.path.isdir(path):
+        above = os.path.dirname(path)
+        if above != path:
+            make_directories(above)
+        try:  # noqa: SIM105 - a host need not load contextlib
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
 
 
 def _enter(path: str, name: str, parent: int | None, create: bool) -> int:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import select
 import signal
+import stat
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -90,10 +92,23 @@ def _detach(lock_fd: int) -> None:
     os.close(null)
     os.chdir("/")
     os.umask(0o077)
+    _dump_no_core()
     with suppress(OSError):
         os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the host, which then exits at its own pace
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _dump_no_core() -> None:
+    """
+    Keep the key and the texts out of core files, also out of those that the kernel pipes to a program.
+
+    A limit of 0 does not hold for the latter, one of 1 byte does for both. Debuggers and profilers of this
+    user can still attach, as they can to the host, which has the same in its memory.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 0 if hard == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 class SignalStop:
@@ -150,13 +165,15 @@ class _BoundedLog(logging.Handler):
 
 
 def _log_to(directory: RingDir, debug: bool) -> None:
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        handler: logging.Handler = _BoundedLog(
-            os.open(LOG_NAME, flags, 0o600, dir_fd=directory.fd), LOG_BYTES
-        )
-    except OSError:
-        handler = logging.NullHandler()
+    # Not waiting for whoever reads a FIFO, should it be one.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handler: logging.Handler = logging.NullHandler()
+    with suppress(OSError):
+        fd = os.open(LOG_NAME, flags, 0o600, dir_fd=directory.fd)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            handler = _BoundedLog(fd, LOG_BYTES)
+        else:
+            os.close(fd)
     formatter = logging.Formatter(
         "%(asctime)s.%(msecs)03dZ %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"
     )

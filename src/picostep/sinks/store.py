@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from picostep.errors import PicostepError
 from picostep.export.payload import merged_metadata
+from picostep.ringdir import make_directories
 from picostep.sinks import RetryLater
 
 if TYPE_CHECKING:
@@ -280,19 +281,11 @@ def prepare(path: Path) -> tuple[int, int]:
         OSError: It cannot be created.
         StoreError: It is a symlink, not a file, or someone else's.
     """
-    make_directories(path.parent)
+    make_directories(str(path.parent))
     with suppress(FileExistsError):
         # O_EXCL also refuses a dangling symlink.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     return check_owner(path)
-
-
-def make_directories(path: Path) -> None:
-    """Like os.makedirs with mode 0700, which applies to the last directory only."""
-    if not path.is_dir():
-        make_directories(path.parent)
-        with suppress(FileExistsError):
-            path.mkdir(mode=0o700)
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:
