@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from picostep import recorder
 from picostep.config import Settings
-from picostep.errors import ArgumentError, ArgumentTypeError
+from picostep.errors import ArgumentError, ArgumentTypeError, ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ def configure(
     Raises:
         ConfigError: A setting cannot be used; nothing is changed.
     """
-    recorder.configure(
-        Settings.resolve(
+    try:
+        new = Settings.resolve(
             to=to,
             api_key=api_key,
             tcc_url=tcc_url,
@@ -107,7 +107,10 @@ def configure(
             send_computed_cost=send_computed_cost,
             redact=redact,
         )
-    )
+        recorder.configure(new)
+    except ConfigError as error:
+        del api_key  # what shows errors with the variables of their frames shall not show it
+        raise error.with_traceback(None) from None
 
 
 def flush(timeout: float | None = None) -> bool:

@@ -170,7 +170,10 @@ def _endpoint(text: object, name: str) -> str:
 
 
 def _bad_url(text: str, name: str, rule: str = "") -> NoReturn:
-    raise ConfigError(f"{name} must be http://host… or https://host…{rule}, got {_safe_url(text)!r}")
+    # Without the error that led here: its text quotes the URL.
+    raise ConfigError(
+        f"{name} must be http://host… or https://host…{rule}, got {_safe_url(text)!r}"
+    ) from None
 
 
 def _safe_url(text: str) -> str:
