@@ -160,6 +160,8 @@ def _endpoint(text: object, name: str) -> str:
     parts, port = _split(text, name)
     if "@" in parts.netloc:
         _bad_url(text, name, " without user name and password: they would be sent and logged beside the key")
+    if "]" in parts.netloc and parts.netloc.rpartition("]")[2].rstrip("0123456789") not in ("", ":"):
+        _bad_url(text, name, " with nothing but a port after the address in brackets")
     host = parts.hostname or ""
     letters = host.replace(":", "") if parts.netloc.startswith("[") else host
     if not letters.isascii() or not letters.replace("-", "").replace(".", "").replace("_", "").isalnum():
