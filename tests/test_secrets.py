@@ -189,6 +189,7 @@ def test_canaries(
     out.mkdir()
     to = ["tcc", f"jsonl:{tmp_path / 'records.jsonl'}", f"store:{tmp_path / 'store.db'}"]
     env = {"TCC_BASE_URL": ingest.url, "TCC_DEBUG": "1", "PICOSTEP_DIR": str(ring_base)}
+    env |= {"TCC_URL": f"{ingest.url}/v1/custom?token={KEY}"}
     if not in_code:
         env |= {"TCC_API_KEY": KEY}
     mode = {"to": to, "exporter": exporter, "misuse": "raise" if in_code else "log", "in_code": in_code}
@@ -340,7 +341,7 @@ def test_other_things_in_place_of_our_files(
     """Nobody waits for them or writes through them, and records arrive all the same."""
     code = """
 import sys, picostep
-picostep.step("r", "s").error("x")
+picostep.step("r", "s").model("no such model").tokens(1, 1, 1).error("x")  # which is logged
 sys.exit(not picostep.flush(20))
 """
     env = {"PICOSTEP_DIR": str(ring_base), "PICOSTEP_TO": f"jsonl:{tmp_path / 'records.jsonl'}"}
