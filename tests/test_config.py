@@ -173,6 +173,58 @@ def test_messages_hide_the_password(base: str) -> None:
     assert "user" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("base", "origin"),
+    [
+        *(
+            (base, None)
+            for base in ("file:///etc/passwd", "ftp://localhost", "gopher://localhost", "data:,x")
+        ),
+        *((base, None) for base in ("//localhost", "http:localhost", "http:///localhost", "localhost")),
+        ("http://user:pw@localhost", "http://localhost"),
+        ("http://localhost@evil.example", None),
+        ("http://127.0.0.1:80@evil.example", None),
+        ("https://api.thecontext.company@evil.example", None),
+        ("http://localhost#@evil.example", "http://localhost"),  # the rest is dropped
+        ("http://localhost?@evil.example", "http://localhost"),
+        ("http://localhost\\@evil.example", None),
+        ("http://evil.example\\@localhost", "http://localhost"),
+        ("http://local\thost", "http://localhost"),  # as the parser of URLs has it
+        ("http://localhost\r\nHost: evil", None),
+        *(
+            (base, None)
+            for base in ("http://[fe80::1%25eth0]", "http://[::1%25lo]", "http://[::ffff:127.0.0.1]")
+        ),
+        *(
+            (f"http://{host}", None)
+            for host in ("2130706433", "0x7f.1", "017700000001", "127.1", "0", "0.0.0.0")
+        ),
+        *(
+            (f"http://{host}", None)
+            for host in ("169.254.169.254", "localhost.", "localhost%00", "local%68ost")
+        ),
+        ("http://LOCALHOST", "http://localhost"),
+        ("https://API.TheContext.Company:443", "https://api.thecontext.company"),
+        *((f"https://api.thecontext.company{end}", None) for end in (".", ".evil.example", ":8443")),
+        ("http://api.thecontext.company", None),
+        *(
+            (f"https://{host}", None)
+            for host in ("\u0430pi.thecontext.company", "api\u3002thecontext.company")
+        ),
+        *((f"http://localhost:{port}", None) for port in ("65536", "-1", "x")),
+        ("http://localhost:80", "http://localhost"),
+        ("https://localhost:443", "https://localhost"),
+        ("http://localhost:443", "http://localhost:443"),
+    ],
+)
+def test_a_key_goes_to_no_hostile_base(base: str, origin: str | None) -> None:
+    """Said here and not only taken from the reference, which agrees."""
+    with environment(TCC_BASE_URL=base):
+        expected = ("raised", ValueError) if origin is None else ("returned", f"{origin}/v1/custom")
+        assert outcome(get_url, "/v1/custom", "k") == expected
+        assert outcome(reference.get_url, "/v1/custom", "k") == expected
+
+
 def test_an_unsafe_base_names_the_way_out() -> None:
     with environment(TCC_BASE_URL="http://collector:8080/x"), pytest.raises(ConfigError) as caught:
         get_url("/v1/custom")
@@ -349,6 +401,8 @@ class TestDestination:
             "http://a\\b/",
             "file:///etc/passwd",
             "http://coll,ector/",
+            "http://[::1]evil/",
+            "http://[::1].evil.example/",
         ],
     )
     def test_an_endpoint_that_is_none(self, url: str) -> None:
@@ -403,7 +457,7 @@ class TestDestination:
 
     def test_fingerprint_is_stable(self) -> None:
         """Processes of different versions of Python share a directory, so these digits must never change."""
-        text = ascii((("tcc",), "k", INGEST, FEEDBACK, (), False)).encode()
+        text = ascii((("tcc",), "k", INGEST, FEEDBACK, (), False, ())).encode()
         expected = blake2b(text, digest_size=8, key=b"picostep destination, version 1").hexdigest()
         assert expected == Destination(("tcc",), "k", INGEST, FEEDBACK).fingerprint
 

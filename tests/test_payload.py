@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picostep._ring import JSONText
+from picostep.config import Destination
 from picostep.export.payload import (
     Record,
     encode,
@@ -22,6 +23,7 @@ from picostep.export.payload import (
     merged_metadata,
     wire,
 )
+from picostep.export.prepare import preparation
 
 START, END = 1795405904593123456, 1795405905000000000
 TIMES = {"start_time": "2026-11-23T03:51:44.593Z", "end_time": "2026-11-23T03:51:45.000Z"}
@@ -191,7 +193,9 @@ def test_lone_surrogates_are_escaped() -> None:
 
 
 def test_status_message_is_redacted() -> None:
+    """Before the payload is made of it: whoever makes another payload cannot forget it."""
     record = step(status_message="password=hunter2")
+    preparation(Destination(("stdout",)))([record])
     assert wire(record)["status_message"] == local(record)["status_message"] == "password=[REDACTED]"
 
 
@@ -204,8 +208,8 @@ def test_metadata_that_was_cut() -> None:
 
 
 def test_local_tells_more() -> None:
-    record = step(first_token_ns=END, shed=True, shortened=True, prompt="p")
-    more = {"first_token_time": TIMES["end_time"], "shed": True, "shortened": True}
+    record = step(first_token_ns=END, shed=True, shortened=True, withheld=True, prompt="p")
+    more = {"first_token_time": TIMES["end_time"], "shed": True, "shortened": True, "withheld": True}
     assert local(record) == {**wire(record), **more}
     assert json.loads(encode_local(record)) == local(record)
 

@@ -126,6 +126,7 @@ class TestWriting:
             "response": "r",
         }
         stored_run |= {"full_input": "i", "full_output": "o", "user_prompt": "p", "shortened": True}
+        stored_run |= {"withheld": True}
 
         assert sink.deliver([step(**fields), run(**stored_run), feedback(score="up", text="good")]) == {}
 
@@ -214,11 +215,6 @@ class TestWriting:
         sink.deliver([run(metadata='{"a": "1", "b": "é"}\n{"a": 12345678901234567890}')])
 
         assert rows(path, "SELECT metadata FROM runs") == [('{"a": 12345678901234567890, "b": "é"}',)]
-
-    def test_status_messages_are_redacted(self, sink: StoreSink, path: Path) -> None:
-        sink.deliver([step(status_code=2, status_message="api_key=abcdefghijklmnop")])
-
-        assert rows(path, "SELECT status_message FROM steps") == [("api_key=[REDACTED]",)]
 
     def test_a_tool_without_a_name_is_unknown(self, sink: StoreSink, path: Path) -> None:
         sink.deliver([tool_call(), tool_call(tool_call_id="2", tool_name=""), tool_call("b", tool_name="t")])

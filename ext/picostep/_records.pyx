@@ -1278,9 +1278,10 @@ cdef bint record_feedback(object run_id, object score, object text, int destinat
             if not isinstance(score, str):
                 return wrong_type(where, "score", "str", score)
             if score != "thumbs_up" and score != "thumbs_down":
+                # What was given may be the text of the feedback.
                 return fail(
                     ArgumentError,
-                    f"{where}(): score must be 'thumbs_up' or 'thumbs_down', not {score[:40]!r}")
+                    f"{where}(): score must be 'thumbs_up' or 'thumbs_down', not another text")
             set_text(&draft, FEEDBACK_SCORE, score, where, "score")
         if text:
             if not set_text(&draft, FEEDBACK_TEXT, text, where, "text"):

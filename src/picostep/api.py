@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from picostep import recorder
 from picostep.config import Settings
-from picostep.errors import ArgumentError, ArgumentTypeError
+from picostep.errors import ArgumentError, ArgumentTypeError, ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def configure(
     misuse: str | None = None,
     prices: Mapping[str | tuple[str, str], Mapping[str, Any]] | str | PathLike[str] | None = None,
     send_computed_cost: bool | None = None,
+    redact: str | list[str] | Mapping[str, Any] | PathLike[str] | None = None,
 ) -> None:
     """
     Set what the environment does not say, or says otherwise. Optional; best called once, at start.
@@ -90,11 +91,19 @@ def configure(
         send_computed_cost: Also send The Context Company the costs that picostep computed, where none was
             set; else `PICOSTEP_SEND_COMPUTED_COST`. By default not: the service prices steps itself.
 
+        redact: What all texts lose (prompts, responses, tool definitions, arguments, results, metadata,
+            feedback, status messages) before anything else is done with them: `"secrets"`, which finds
+            credentials of known shape; a list of regular expressions, whose matches become `[REDACTED]`; a
+            mapping with `secrets`, `patterns` and `function` (`"package.module:name"`, called in the exporter
+            as `function(text: str) -> str`); or the name of a TOML or JSON file with such a mapping. A text
+            for which this fails is withheld. Else `PICOSTEP_REDACT`, which is `secrets` or the name of a
+            file. By default status messages alone lose secrets, whatever this says.
+
     Raises:
         ConfigError: A setting cannot be used; nothing is changed.
     """
-    recorder.configure(
-        Settings.resolve(
+    try:
+        new = Settings.resolve(
             to=to,
             api_key=api_key,
             tcc_url=tcc_url,
@@ -111,8 +120,12 @@ def configure(
             misuse=misuse,
             prices=prices,
             send_computed_cost=send_computed_cost,
+            redact=redact,
         )
-    )
+        recorder.configure(new)
+    except ConfigError as error:
+        del api_key  # what shows errors with the variables of their frames shall not show it
+        raise error.with_traceback(None) from None
 
 
 def flush(timeout: float | None = None) -> bool:

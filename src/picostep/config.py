@@ -168,6 +168,8 @@ def _endpoint(text: object, name: str) -> str:
     parts, port = _split(text, name)
     if "@" in parts.netloc:
         _bad_url(text, name, " without user name and password: they would be sent and logged beside the key")
+    if "]" in parts.netloc and parts.netloc.rpartition("]")[2].rstrip("0123456789") not in ("", ":"):
+        _bad_url(text, name, " with nothing but a port after the address in brackets")
     host = parts.hostname or ""
     letters = host.replace(":", "") if parts.netloc.startswith("[") else host
     if not letters.isascii() or not letters.replace("-", "").replace(".", "").replace("_", "").isalnum():
@@ -178,7 +180,10 @@ def _endpoint(text: object, name: str) -> str:
 
 
 def _bad_url(text: str, name: str, rule: str = "") -> NoReturn:
-    raise ConfigError(f"{name} must be http://host… or https://host…{rule}, got {_safe_url(text)!r}")
+    # Without the error that led here: its text quotes the URL.
+    raise ConfigError(
+        f"{name} must be http://host… or https://host…{rule}, got {_safe_url(text)!r}"
+    ) from None
 
 
 def _safe_url(text: str) -> str:
@@ -228,9 +233,20 @@ class Destination:
         prices: The user's own, as `picostep.prices.Overrides.plain()` gives them.
 
         send_computed_cost: Whether sink `tcc` is told what picostep computed.
+
+        redact: What texts lose besides secrets in status messages, as `picostep.redaction.plain()` gives it.
     """
 
-    __slots__ = ("_fingerprint", "api_key", "feedback_url", "prices", "send_computed_cost", "to", "url")
+    __slots__ = (
+        "_fingerprint",
+        "api_key",
+        "feedback_url",
+        "prices",
+        "redact",
+        "send_computed_cost",
+        "to",
+        "url",
+    )
 
     to: tuple[str, ...]
     api_key: str | None
@@ -238,6 +254,7 @@ class Destination:
     feedback_url: str | None
     prices: tuple[tuple[str | int, ...], ...]
     send_computed_cost: bool
+    redact: tuple[tuple[str, str], ...]
     _fingerprint: str
 
     def __init__(
@@ -248,6 +265,7 @@ class Destination:
         feedback_url: str | None = None,
         prices: Iterable[Iterable[str | int]] = (),
         send_computed_cost: bool = False,
+        redact: Iterable[Iterable[str]] = (),
     ) -> None:
         put = object.__setattr__
         put(self, "to", tuple(to))
@@ -256,6 +274,7 @@ class Destination:
         put(self, "feedback_url", feedback_url)
         put(self, "prices", tuple(tuple(row) for row in prices))
         put(self, "send_computed_cost", send_computed_cost)
+        put(self, "redact", tuple(tuple(rule) for rule in redact))
         put(self, "_fingerprint", _fingerprint(self._state()))
 
     @property
@@ -301,7 +320,7 @@ class Destination:
         return f"<Destination to={self.to!r} api_key={key} url={url}>"
 
 
-_FIELDS = ("to", "api_key", "url", "feedback_url", "prices", "send_computed_cost")
+_FIELDS = ("to", "api_key", "url", "feedback_url", "prices", "send_computed_cost", "redact")
 
 
 def _fingerprint(state: tuple[object, ...]) -> str:
@@ -352,7 +371,7 @@ def destination(
     else:
         to = (f"store:{default_store()}",)
     if "tcc" not in to:
-        return Destination(to, prices=settings.prices)
+        return Destination(to, prices=settings.prices, redact=settings.redact)
 
     key = _first(
         (api_key, "api_key"), (settings.api_key, "api_key"), (environ.get("TCC_API_KEY"), "TCC_API_KEY")
@@ -369,6 +388,7 @@ def destination(
         _endpoint(*(feedback or (get_url(FEEDBACK_PATH, checked), "TCC_BASE_URL"))),
         settings.prices,
         settings.send_computed_cost,
+        settings.redact,
     )
 
 
@@ -415,6 +435,8 @@ class Settings:
 
         send_computed_cost: Whether The Context Company is told costs that picostep computed.
 
+        redact: What texts lose, as pairs of text; see `picostep.redaction.plain()`.
+
         debug: Whether to log through `logging`.
 
         api_key: Key given to `configure()`, or None. Never shown.
@@ -433,6 +455,7 @@ class Settings:
         "exporter",
         "misuse",
         "prices",
+        "redact",
         "ring_bytes",
         "send_computed_cost",
         "spool",
@@ -456,6 +479,7 @@ class Settings:
     misuse: str
     prices: tuple[tuple[str | int, ...], ...]
     send_computed_cost: bool
+    redact: tuple[tuple[str, str], ...]
     debug: bool
     api_key: str | None
     tcc_url: str | None
@@ -478,6 +502,7 @@ class Settings:
         misuse: str | None = None,
         prices: Mapping[Any, Any] | str | PathLike[str] | None = None,
         send_computed_cost: bool | None = None,
+        redact: str | list[str] | Mapping[str, Any] | PathLike[str] | None = None,
         debug: bool | None = None,
         api_key: str | None = None,
         tcc_url: str | None = None,
@@ -517,6 +542,9 @@ class Settings:
 
             send_computed_cost: Else `PICOSTEP_SEND_COMPUTED_COST`, else False.
 
+            redact: Rules as `picostep.redaction.plain()` takes them, or the name of a TOML or JSON file with
+                such a mapping; else `PICOSTEP_REDACT`, which is `secrets` or the name of a file.
+
             debug: Else `TCC_DEBUG` (`1` or `true`), else False.
 
             api_key: Default key of `configure()`; `TCC_API_KEY` is looked up by `destination()`.
@@ -554,6 +582,7 @@ class Settings:
         self.send_computed_cost = _flag(
             *_given(send_computed_cost, "send_computed_cost", "PICOSTEP_SEND_COMPUTED_COST")
         )
+        self.redact = _redact(*_given(redact, "redact", "PICOSTEP_REDACT"))
         if debug is None:
             debug = environ.get("TCC_DEBUG", "").lower() in ("1", "true")
         self.debug = _flag(debug, "debug")
@@ -654,6 +683,19 @@ def _prices(value: object, name: str) -> tuple[tuple[str | int, ...], ...]:
         if isinstance(value, (str, PathLike)):
             return Overrides.from_file(_path(value, name)).plain()
         return Overrides(value).plain()  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _redact(value: object, name: str) -> tuple[tuple[str, str], ...]:
+    if value is None:
+        return ()
+    from picostep import redaction
+
+    try:
+        if isinstance(value, PathLike) or str(value).lower().endswith((".json", ".toml")):
+            return redaction.from_file(_path(value, name))
+        return redaction.plain(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 

@@ -70,7 +70,7 @@ def configure(new: Settings) -> None:
     """Put settings in force for what is begun from now on; raises ConfigError, and then changes nothing."""
     global _settings, _default
     if not new.disabled:
-        _config.destination(new)
+        _where(new)
     _settings, _default = new, -1
     _numbers.clear()
     _records.use(-1, new.disabled, new.misuse == "raise")
@@ -85,7 +85,7 @@ def default_destination() -> int:
     current = settings()
     if _default < 0:
         # Steps that are not recorded have a cost, too.
-        wanted = Destination((), prices=current.prices) if current.disabled else _config.destination(current)
+        wanted = Destination((), prices=current.prices) if current.disabled else _where(current)
         _default = _number(wanted)
     _records.use(_default, current.disabled, current.misuse == "raise")
     if not current.disabled:
@@ -101,9 +101,22 @@ def destination(api_key: str | None, tcc_url: str | None, feedback_url: str | No
     key = (api_key, tcc_url, feedback_url)
     number = _numbers.get(key)
     if number is None:
-        number = _numbers[key] = _number(_config.destination(current, api_key, tcc_url, feedback_url))
+        try:
+            number = _numbers[key] = _number(_where(current, *key))
+        except ConfigError as error:
+            del api_key, tcc_url, feedback_url, key
+            raise error.with_traceback(None) from None
     open_ring(number)
     return number
+
+
+def _where(current: Settings, *own: str | None) -> Destination:
+    """Work out a destination; no frame that holds the key stays in the traceback of an error."""
+    try:
+        return _config.destination(current, *own)
+    except ConfigError as error:
+        del own
+        raise error.with_traceback(None) from None
 
 
 def _number(wanted: Destination) -> int:
@@ -245,7 +258,7 @@ def _start_process(number: int, current: Settings, directory: RingDir) -> bool:
         environment = [
             name + b"=" + value
             for name, value in os.environb.items()
-            if name not in (b"TCC_API_KEY", b"PYTHONHOME")
+            if not name.startswith(b"TCC_") and name != b"PYTHONHOME"
         ]
         # glibc would give the memory of every batch back to the kernel and fetch it again, page by page:
         # half the time.

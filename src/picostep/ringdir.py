@@ -14,7 +14,17 @@ import sys
 from picostep._ring import HostRing, RingReader
 from picostep.errors import PicostepError
 
-__all__ = ["EXTERNAL", "OwnDir", "RingDir", "RingDirError", "base", "destinations", "open_dir", "open_own"]
+__all__ = [
+    "EXTERNAL",
+    "OwnDir",
+    "RingDir",
+    "RingDirError",
+    "base",
+    "destinations",
+    "make_directories",
+    "open_dir",
+    "open_own",
+]
 
 EXTERNAL = "external"
 LOCK = "lock"
@@ -80,7 +90,7 @@ def open_own(base: str, name: str, create: bool) -> OwnDir:
 def _open(base: str, name: str, create: bool) -> tuple[str, int]:
     if create:
         try:
-            os.makedirs(os.path.dirname(base), exist_ok=True)
+            make_directories(os.path.dirname(base))
         except OSError as error:
             raise RingDirError(
                 error.errno, f"cannot make {os.path.dirname(base)}: {error.strerror}"
@@ -91,6 +101,18 @@ def _open(base: str, name: str, create: bool) -> tuple[str, int]:
         return path, _enter(path, name, parent, create)
     finally:
         os.close(parent)
+
+
+def make_directories(path: str) -> None:
+    """Make a directory and those above it that are missing, each this user's alone; raises OSError."""
+    if not os.path.isdir(path):
+        above = os.path.dirname(path)
+        if above != path:
+            make_directories(above)
+        try:  # noqa: SIM105 - a host need not load contextlib
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
 
 
 def _enter(path: str, name: str, parent: int | None, create: bool) -> int:

@@ -20,7 +20,7 @@ from picostep.prices import PriceTable, PriceTableError, builtin, load
 from picostep.prices.amounts import in_pico
 from picostep.prices.explanation import explain
 from picostep.prices.overrides import KEYS, MILLION, Overrides
-from picostep.sinks.store import make_directories
+from picostep.ringdir import make_directories
 
 __all__ = ["Part", "Source", "Tables", "explained", "overrides", "parts", "rate_text", "refresh", "tables"]
 
@@ -113,7 +113,7 @@ def refresh() -> Source:
     from picostep.prices.compile import refresh as compile_into
 
     path = refreshed_prices()
-    make_directories(Path(path).parent)
+    make_directories(os.path.dirname(path))
     return Source(compile_into(path), path, _day(os.stat(path).st_mtime))
 
 

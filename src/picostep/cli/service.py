@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from picostep.config import destination
 from picostep.export.loop import Exporter
-from picostep.export.pricing import Pricer
+from picostep.export.prepare import preparation
 from picostep.export.process import SignalStop
 from picostep.export.spool import open_spools
 from picostep.ringdir import EXTERNAL, base, open_dir
@@ -19,9 +19,10 @@ from picostep.sinks import open_sinks
 from picostep.times import iso_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from picostep.config import Settings
+    from picostep.export.payload import Record
     from picostep.export.spool import Spool
     from picostep.ringdir import RingDir
     from picostep.sinks import Sink
@@ -71,7 +72,7 @@ def serve(settings: Settings, once: bool) -> list[str]:
     posts = []
     for name in dict.fromkeys((EXTERNAL, target.fingerprint)):
         directory = open_dir(base(settings.dir), name, create=True)
-        posts.append(_Post(directory, open_sinks(target), Pricer(target), settings, stop, once))
+        posts.append(_Post(directory, open_sinks(target), preparation(target), settings, stop, once))
     log.info("exporting to %s", ", ".join(target.to))
     # One thread for each: a directory that another exporter still serves must not keep the others waiting.
     with ThreadPoolExecutor(len(posts)) as pool:
@@ -88,7 +89,7 @@ class _Post:
         self,
         directory: RingDir,
         sinks: Sequence[Sink],
-        pricer: Pricer,
+        prepare: Callable[[Sequence[Record]], None],
         settings: Settings,
         stop: SignalStop,
         once: bool,
@@ -96,7 +97,7 @@ class _Post:
         self.path = directory.path
         self._directory = directory
         self._sinks = sinks
-        self._pricer = pricer
+        self._prepare = prepare
         self._settings = settings
         self._stop = stop
         self._once = once
@@ -133,7 +134,7 @@ class _Post:
             [self._directory],
             self._sinks,
             stop=self._stop,
-            prepare=self._pricer.price,
+            prepare=self._prepare,
             spools=self._spools(),
             batch_records=self._settings.batch_records,
             batch_bytes=self._settings.batch_bytes,

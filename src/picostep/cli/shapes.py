@@ -22,7 +22,7 @@ from picostep.sinks.store_reader import CostLine, CostReport, GroupBy, Row, RunD
 
 __all__ = ["costs", "detail", "document", "line", "price", "prices", "record", "runs", "status"]
 
-_FLAGS = ("shed", "shortened", "conversational")
+_FLAGS = ("shed", "shortened", "withheld", "conversational")
 
 
 def document(value: Any) -> str:

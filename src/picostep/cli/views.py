@@ -249,8 +249,8 @@ def _facts(detail: RunDetail) -> RenderableType:
         facts["session"] = Text(clean(summary.session_id))
     if run.get("metadata"):
         facts["metadata"] = Text(clean(metadata_line(json.loads(run["metadata"]))))
-    if run.get("shed") or run.get("shortened"):
-        facts["note"] = Text(_losses(run))
+    if run and (losses := _losses(run)):
+        facts["note"] = Text(losses)
     return _grid(facts)
 
 
@@ -317,12 +317,17 @@ def _entry_facts(entry: Row) -> Iterator[str]:
             yield f"first token {duration(entry['first_token_ns'] - entry['start_ns'])}"
         if entry["finish_reason"]:
             yield one_line(entry["finish_reason"], 20)
-    if entry["shed"] or entry["shortened"]:
-        yield _losses(entry)
+    if losses := _losses(entry):
+        yield losses
 
 
 def _losses(row: Row) -> str:
-    return "texts left out: the ring was full" if row["shed"] else "a text was cut: too long for the ring"
+    notes = {
+        "shed": "texts left out: the ring was full",
+        "shortened": "a text was cut: too long for the ring",
+        "withheld": "a text was withheld: it could not be redacted",
+    }
+    return ", ".join(note for flag, note in notes.items() if row[flag])
 
 
 def _feedback(row: Row, full: bool) -> str:

@@ -250,6 +250,7 @@ class _Totals:
     """
 
     _NAME = "totals.json"
+    _LONGEST = 1 << 20  # bytes that are read of it
 
     def __init__(self, directory: RingDir) -> None:
         self._directory = directory
@@ -275,9 +276,10 @@ class _Totals:
 
     def _load(self) -> dict[str, Any]:
         try:
-            fd = os.open(self._NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory.fd)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # it may be a FIFO by now
+            fd = os.open(self._NAME, flags, dir_fd=self._directory.fd)
             with open(fd, "rb") as file:
-                return dict(json.load(file))
+                return dict(json.loads(file.read(self._LONGEST)))
         except (OSError, ValueError, TypeError, RecursionError):
             return {}  # missing, or not what we have written
 
@@ -285,8 +287,9 @@ class _Totals:
         """Replace the file. Where that fails the sums stay in memory, and the next attempt writes them."""
         fd = self._directory.fd
         new = f"{self._NAME}.new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
+            self._directory.unlink(new)  # of an exporter that died
             with open(os.open(new, flags, 0o600, dir_fd=fd), "w") as file:
                 json.dump(self._counters, file)
             os.replace(new, self._NAME, src_dir_fd=fd, dst_dir_fd=fd)

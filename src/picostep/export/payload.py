@@ -17,7 +17,6 @@ from typing import Any
 import orjson
 
 from picostep._ring import JSONText
-from picostep.export.redact import redact
 from picostep.prices import Cost
 
 __all__ = [
@@ -62,6 +61,7 @@ _LOCAL_FIELDS = (
     "price_table",
     "shed",
     "shortened",
+    "withheld",
 )
 
 
@@ -69,9 +69,8 @@ def wire(record: Record) -> dict[str, Any]:
     """
     Return the object that the ingest takes for a record: a step, run or tool call, or the body of a feedback.
 
-    A key that is not set is absent. Values are those of the record, except that the status message is
-    redacted and metadata merged: a cost may be a `Decimal`, and a text a `JSONText`, which stands for the
-    JSON value in it.
+    A key that is not set is absent. Values are those of the record, except that metadata is merged: a cost
+    may be a `Decimal`, and a text a `JSONText`, which stands for the JSON value in it.
     """
     return _WIRE[record["kind"]](record)
 
@@ -92,7 +91,7 @@ def local(record: Record) -> dict[str, Any]:
     """
     Return everything known of a record: `wire(record)` and `first_token_time`, `provider`, `service_tier`,
     the counts that the ingest does not know, `total_cost` (USD, exact), `cost_status`, `price_table`, `shed`,
-    `shortened`.
+    `shortened`, `withheld`.
 
     A feedback has the form `type run_id feedback_id time score? text?`.
     """
@@ -226,8 +225,7 @@ def _local_feedback(record: Record) -> dict[str, Any]:
 def _copy(record: Record, fields: dict[str, Any], keys: tuple[str, ...]) -> None:
     for key in keys:
         if key in record:
-            value = record[key]
-            fields[key] = redact(value) if key == "status_message" else value
+            fields[key] = record[key]
 
 
 def merged_metadata(record: Record) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import select
 import signal
+import stat
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -58,7 +60,7 @@ def main(config: dict[str, Any]) -> int:
 def _export(directory: RingDir, destination: Destination, config: dict[str, Any]) -> int:
     from picostep.export.inbox import tell_hosts
     from picostep.export.loop import Exporter
-    from picostep.export.pricing import Pricer
+    from picostep.export.prepare import preparation
     from picostep.export.spool import open_spools
     from picostep.sinks import open_sinks
 
@@ -72,7 +74,7 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
         [directory],
         sinks,
         stop=SignalStop(signal.SIGTERM),
-        prepare=Pricer(destination).price,
+        prepare=preparation(destination),
         spools=open_spools(destination, *config["spool"]),
         batch_records=config["batch_records"],
         batch_bytes=config["batch_bytes"],
@@ -93,10 +95,23 @@ def _detach(lock_fd: int) -> None:
     os.close(null)
     os.chdir("/")
     os.umask(0o077)
+    _dump_no_core()
     with suppress(OSError):
         os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the host, which then exits at its own pace
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _dump_no_core() -> None:
+    """
+    Keep the key and the texts out of core files, also out of those that the kernel pipes to a program.
+
+    A limit of 0 does not hold for the latter, one of 1 byte does for both. Debuggers and profilers of this
+    user can still attach, as they can to the host, which has the same in its memory.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 0 if hard == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 class SignalStop:
@@ -153,13 +168,15 @@ class _BoundedLog(logging.Handler):
 
 
 def _log_to(directory: RingDir, debug: bool) -> None:
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        handler: logging.Handler = _BoundedLog(
-            os.open(LOG_NAME, flags, 0o600, dir_fd=directory.fd), LOG_BYTES
-        )
-    except OSError:
-        handler = logging.NullHandler()
+    # Not waiting for whoever reads a FIFO, should it be one.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handler: logging.Handler = logging.NullHandler()
+    with suppress(OSError):
+        fd = os.open(LOG_NAME, flags, 0o600, dir_fd=directory.fd)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            handler = _BoundedLog(fd, LOG_BYTES)
+        else:
+            os.close(fd)
     formatter = logging.Formatter(
         "%(asctime)s.%(msecs)03dZ %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"
     )

@@ -14,7 +14,7 @@ from picostep._ring import RingReader
 from picostep.errors import ConfigError
 from picostep.export.inbox import tell_hosts
 from picostep.export.loop import Exporter
-from picostep.export.pricing import Pricer
+from picostep.export.prepare import preparation
 from picostep.export.spool import open_spools
 from picostep.ringdir import open_dir
 from picostep.sinks import open_sinks
@@ -77,7 +77,7 @@ def _exporter(
         directories,
         sinks,
         stop=threading.Event(),  # never set: the thread ends with the process
-        prepare=Pricer(destination).price,
+        prepare=preparation(destination),
         spools=open_spools(destination, settings.spool, settings.spool_bytes, settings.spool_age),
         rings=rings,
         batch_records=settings.batch_records,

@@ -71,12 +71,19 @@ def load(path: str) -> PriceTable:
 
 
 def _read(path: str) -> PriceTable:
-    with open(path, "rb") as file:
-        data = file.read(64 * 1024 * 1024 + 1)
+    with open(path, "rb", opener=_without_waiting) as file:
+        data = file.read(64 * 1024 * 1024 + 1) or b""
     try:
         return PriceTable(data)
     except PriceTableError as error:
         raise PriceTableError(f"{path}: {error}") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a FIFO without waiting for whoever writes to it."""
+    import os
+
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def price(

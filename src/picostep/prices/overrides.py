@@ -9,6 +9,7 @@ from typing import Any
 from picostep._cost import Cost, check_tokens
 from picostep.errors import ArgumentError, ArgumentTypeError, ConfigError
 from picostep.prices.amounts import in_pico, usd
+from picostep.settingsfile import read
 
 __all__ = ["Override", "Overrides"]
 
@@ -125,7 +126,7 @@ class Overrides:
         Raises:
             ConfigError: The file cannot be read, or something in it cannot be used. It names the file.
         """
-        content = _read(path)
+        content = read(path, "prices")
         rows = []
         try:
             for kind, entries in content.items():
@@ -240,44 +241,6 @@ def _mapping(value: object, name: str) -> Mapping[str, Any]:
         if not isinstance(key, str):
             raise ConfigError(f"prices[{name!r}]: a key must be str, got {key!r}")
     return value
-
-
-def _read(path: str) -> Mapping[str, Any]:
-    """Parse a TOML or JSON file, its numbers as Decimal."""
-    import sys
-    from decimal import Decimal
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    try:
-        if path.lower().endswith(".json"):
-            import json
-
-            content = json.loads(text, parse_float=Decimal, parse_constant=Decimal, object_pairs_hook=_unique)
-        elif not path.lower().endswith(".toml"):
-            raise ConfigError("prices are read from a .toml or a .json file")
-        elif sys.version_info < (3, 11):
-            raise ConfigError("a TOML file needs Python 3.11 or later: use JSON, or configure(prices={…})")
-        else:
-            import tomllib
-
-            content = tomllib.loads(text, parse_float=Decimal)
-        return _mapping(content, "")
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key that is there twice: which of the two was meant?"""
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ConfigError(f"prices: {key!r} is there twice")
-        result[key] = value
-    return result
 
 
 def describe(entry: Override) -> dict[str, str]:

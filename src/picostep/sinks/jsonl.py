@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["JsonlSink", "StdoutSink"]
 
 _STDOUT = 1
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
+if sys.platform != "win32":  # which has none of these
+    _FLAGS |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class JsonlSink:
@@ -33,7 +35,7 @@ class JsonlSink:
         path: Absolute; not a symbolic link.
 
     Raises:
-        ConfigError: The file cannot be opened, or is not a regular file.
+        ConfigError: The file cannot be opened, is not a regular file, or belongs to another user.
     """
 
     def __init__(self, path: str) -> None:
@@ -41,9 +43,15 @@ class JsonlSink:
             self._fd = os.open(path, _FLAGS, 0o600)
         except OSError as error:
             raise ConfigError(f"sink jsonl: cannot open {path!r}: {error.strerror}") from error
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+        found = os.fstat(self._fd)
+        problem = None
+        if not stat.S_ISREG(found.st_mode):
+            problem = "is not a regular file"
+        elif hasattr(os, "geteuid") and found.st_uid != os.geteuid():
+            problem = f"belongs to user {found.st_uid}"
+        if problem:
             os.close(self._fd)
-            raise ConfigError(f"sink jsonl: {path!r} is not a regular file")
+            raise ConfigError(f"sink jsonl: {path!r} {problem}")
 
     def deliver(self, records: Sequence[Record]) -> Mapping[int, str]:
         """

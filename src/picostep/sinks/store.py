@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from picostep.errors import PicostepError
 from picostep.export.payload import merged_metadata
-from picostep.export.redact import redact
+from picostep.ringdir import make_directories
 from picostep.sinks import RetryLater
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ CREATE TABLE runs (
     status_message TEXT,
     shed INTEGER NOT NULL,
     shortened INTEGER NOT NULL,
+    withheld INTEGER NOT NULL,
     session_id TEXT,
     conversational INTEGER,
     metadata TEXT,
@@ -58,6 +59,7 @@ CREATE TABLE steps (
     status_message TEXT,
     shed INTEGER NOT NULL,
     shortened INTEGER NOT NULL,
+    withheld INTEGER NOT NULL,
     model_requested TEXT,
     model_used TEXT,
     provider TEXT,
@@ -87,6 +89,7 @@ CREATE TABLE tool_calls (
     status_message TEXT,
     shed INTEGER NOT NULL,
     shortened INTEGER NOT NULL,
+    withheld INTEGER NOT NULL,
     tool_name TEXT NOT NULL,
     args TEXT,
     result TEXT,
@@ -278,19 +281,11 @@ def prepare(path: Path) -> tuple[int, int]:
         OSError: It cannot be created.
         StoreError: It is a symlink, not a file, or someone else's.
     """
-    make_directories(path.parent)
+    make_directories(str(path.parent))
     with suppress(FileExistsError):
         # O_EXCL also refuses a dangling symlink.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     return check_owner(path)
-
-
-def make_directories(path: Path) -> None:
-    """Like os.makedirs with mode 0700, which applies to the last directory only."""
-    if not path.is_dir():
-        make_directories(path.parent)
-        with suppress(FileExistsError):
-            path.mkdir(mode=0o700)
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:
@@ -335,11 +330,6 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _redacted(record: Record) -> str | None:
-    message = record.get("status_message")
-    return message and redact(message)
-
-
 def _metadata(record: Record) -> str | None:
     return json.dumps(merged_metadata(record), ensure_ascii=False) if "metadata" in record else None
 
@@ -362,7 +352,7 @@ _VALUES: dict[str, Callable[[Record], str | int | None]] = {
     "cost_pico": _pico,
     "shed": lambda record: "shed" in record,
     "shortened": lambda record: "shortened" in record,
-    "status_message": _redacted,
+    "withheld": lambda record: "withheld" in record,
     "time_ns": lambda record: record.get("end_ns"),
     "tool_name": lambda record: record.get("tool_name") or "unknown",
 }

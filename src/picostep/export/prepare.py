@@ -1,0 +1,32 @@
+"""What happens to every record between the ring and whatever comes after: the stages, in their order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from picostep.export.pricing import Pricer
+from picostep.export.redact import Redactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from picostep.config import Destination
+    from picostep.export.payload import Record
+
+__all__ = ["preparation"]
+
+
+def preparation(destination: Destination) -> Callable[[Sequence[Record]], None]:
+    """
+    Return what prepares records of a destination in place: no sink and no file may get them before.
+
+    Redaction is first, so that no later stage can keep or log what must not be seen.
+    """
+    redactor = Redactor(destination)
+    pricer = Pricer(destination)
+
+    def prepare(records: Sequence[Record]) -> None:
+        redactor.redact(records)
+        pricer.price(records)
+
+    return prepare
