@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from picostep._ring import RingError
+from picostep.export.ended import EndedRuns
 from picostep.ringdir import NEW_PREFIX, RING_SUFFIX
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class DirectoryInbox(Inbox):
         self._directory = directory
         self._totals = _Totals(directory)
         self._dead: set[RingReader] = set()
+        self._ended = EndedRuns()
         self._unreadable: set[str] = set()
         self._changed_ns = -1
         self._scan_at = 0.0
@@ -113,6 +115,8 @@ class DirectoryInbox(Inbox):
     def _found_empty(self, ring: RingReader) -> None:
         super()._found_empty(ring)
         if ring in self._dead and ring.drained:
+            if ring.fail_open_runs():
+                return  # they are read next
             ring.release(ring.position, 0)  # damage may be known from the counters alone
             self._totals.add(ring)
             self._remove(ring.name)
@@ -140,6 +144,7 @@ class DirectoryInbox(Inbox):
         except OSError:
             pass  # gone, or no descriptors left
         else:
+            ring.ended = self._ended
             ring.note(self._notice)
             self._rings.append(ring)
 
