@@ -15,7 +15,20 @@ import pytest
 
 import picostep
 from picostep._ring import RingError, RingReader
-from ringfile import HEADER, HEADER_SIZE, KIB, SMALLEST, Rig, drain, frames, header, ids, put, record_some
+from ringfile import (
+    HEADER,
+    HEADER_SIZE,
+    KIB,
+    SLOT_SIZE,
+    SMALLEST,
+    Rig,
+    drain,
+    frames,
+    header,
+    ids,
+    put,
+    record_some,
+)
 from support import ring_directory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
@@ -295,17 +308,18 @@ def test_a_sparse_file(image: Image, tmp_path: Path) -> None:
     path = tmp_path / "sparse.ring"
     path.write_bytes(image.raw)
     path.chmod(0o600)
-    os.truncate(path, HEADER_SIZE + (1 << 30) + 1)
+    longest = HEADER_SIZE + (1 << 30) + 4096 * SLOT_SIZE
+    os.truncate(path, longest + 1)
     with pytest.raises(RingError, match="too long"):
         RingReader(str(path))
-    os.truncate(path, HEADER_SIZE + (1 << 30))
+    os.truncate(path, longest)
     reader = RingReader(str(path))
     assert not reader.alive()
     assert list(drain(reader)) == image.records
     reader.close()
 
     os.truncate(path, 0)
-    os.truncate(path, HEADER_SIZE + (1 << 30))
+    os.truncate(path, longest)
     with pytest.raises(RingError, match="not a ring"):
         RingReader(str(path))
 
@@ -330,7 +344,7 @@ def test_files_that_are_no_rings(image: Image, tmp_path: Path) -> None:
         with pytest.raises(RingError, match="own"):
             RingReader(str(real))
     real.chmod(0o600)
-    for name, new in [("magic", 0), ("version", 2 | 0x01020304 << 32), ("version", 1 | 0x04030201 << 32)]:
+    for name, new in [("magic", 0), ("version", 1 | 0x01020304 << 32), ("version", 2 | 0x04030201 << 32)]:
         real.write_bytes(put(image.raw, name, new))
         with pytest.raises(RingError, match="ring"):
             RingReader(str(real))
