@@ -55,8 +55,8 @@ class Inbox:
         for ring in tuple(self._rings):
             if batch.full:
                 return
-            if not batch.fill(ring):
-                self._found_empty(ring)
+            if not batch.fill(ring) and self._found_empty(ring):
+                batch.fill(ring)
 
     def announce(self, text: str) -> None:
         """Show a text as the last error in the `stats()` of all hosts, also those to come; "" clears it."""
@@ -69,10 +69,16 @@ class Inbox:
         while self._rings:
             self._rings.pop().close()
 
-    def _found_empty(self, ring: RingReader) -> None:
-        """Take note that a ring has nothing more to read, and nothing that is read and not released."""
+    def _found_empty(self, ring: RingReader) -> bool:
+        """
+        Take note that a ring has nothing more to read, and nothing that is read and not released.
+
+        Returns:
+            Whether there is something now.
+        """
         if ring.backlog:
             ring.release(ring.position, 0)  # what was there is damaged, and is counted now
+        return False
 
 
 class DirectoryInbox(Inbox):
@@ -112,17 +118,18 @@ class DirectoryInbox(Inbox):
             self._clean_at = now + _STALE_AFTER
             self._remove_stale()
 
-    def _found_empty(self, ring: RingReader) -> None:
+    def _found_empty(self, ring: RingReader) -> bool:
         super()._found_empty(ring)
         if ring in self._dead and ring.drained:
             if ring.fail_open_runs():
-                return  # they are read next
+                return True
             ring.release(ring.position, 0)  # damage may be known from the counters alone
             self._totals.add(ring)
             self._remove(ring.name)
             self._rings.remove(ring)
             self._dead.remove(ring)
             ring.close()
+        return False
 
     def _open_new(self) -> None:
         known = {ring.name for ring in self._rings}
