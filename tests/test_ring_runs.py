@@ -345,7 +345,11 @@ def test_only_the_dead_are_spoken_for(rig: Rig) -> None:
 def test_a_start_in_the_future(rig: Rig, dead: Dead) -> None:
     run = picostep.run("r", start_time="2200-01-01T00:00:00Z")
     (record,) = dead.all(dead.open(rig.raw()))
-    assert record["start_ns"] == record["end_ns"] == datetime(2200, 1, 1, tzinfo=timezone.utc).timestamp() * 10**9
+    assert (
+        record["start_ns"]
+        == record["end_ns"]
+        == datetime(2200, 1, 1, tzinfo=timezone.utc).timestamp() * 10**9
+    )
     del run
 
 
@@ -550,7 +554,9 @@ def test_an_image_that_cannot_be_read_is_counted(table: Table, dead: Dead) -> No
         (image.at, 0xDEADBEEF),
     ]:
         raw = bytearray(table.raw)
-        raw[at : at + (8 if at == image.at else 4)] = value.to_bytes(8 if at == image.at else 4, sys.byteorder)
+        raw[at : at + (8 if at == image.at else 4)] = value.to_bytes(
+            8 if at == image.at else 4, sys.byteorder
+        )
         reader = dead.open(bytes(raw))
         assert [record["run_id"] for record in dead.all(reader)[3:]] == table.ids[1:]
         counters = dead.check(reader)
@@ -577,11 +583,28 @@ def test_a_frame_is_no_image_and_an_image_no_frame(table: Table, dead: Dead) -> 
     assert IMAGES > 1 << 62
 
 
-@pytest.mark.parametrize("name", ["slots", "capacity", "limit", "head", "accepted", "tail", "nonce", "delivered"])
+@pytest.mark.parametrize(
+    "name", ["slots", "capacity", "limit", "head", "accepted", "tail", "nonce", "delivered"]
+)
 def test_a_hostile_header(table: Table, dead: Dead, name: str) -> None:
     """Whatever it says, no run is invented, and the reader comes to an end."""
     value = header(table.raw)[name]
-    for new in (0, 1, 7, 4096, 65536, 65544, 2**30, 2**32, 2**62, 2**63, 2**64 - 8, 2**64 - 1, value + 8, value ^ 1):
+    for new in (
+        0,
+        1,
+        7,
+        4096,
+        65536,
+        65544,
+        2**30,
+        2**32,
+        2**62,
+        2**63,
+        2**64 - 8,
+        2**64 - 1,
+        value + 8,
+        value ^ 1,
+    ):
         reader = dead.open(put(table.raw, name, new))
         records = dead.all(reader)
         reader.close()
@@ -596,6 +619,8 @@ def test_a_file_without_its_table(table: Table, dead: Dead) -> None:
     for length in (HEADER_SIZE + SMALLEST, HEADER_SIZE + SMALLEST + 100, len(table.raw) - SLOT_SIZE):
         reader = dead.open(table.raw[:length])
         records = dead.all(reader)
-        assert [record["run_id"] for record in records[3:]] == table.ids[: (length - HEADER_SIZE - SMALLEST) // SLOT_SIZE]
+        assert [record["run_id"] for record in records[3:]] == table.ids[
+            : (length - HEADER_SIZE - SMALLEST) // SLOT_SIZE
+        ]
         reader.close()
     assert set(HEADER) >= {"slots", "untracked"}

@@ -105,7 +105,7 @@ class RunHost(Host):
 
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments(ring_base: Path, ingest: Ingest) -> None:
-    """Every run that had begun arrives once, ended or as failed, with its last change but for one under way."""
+    """Every run that had begun arrives once, ended or as failed, with its last change or the one under way."""
     seed = os.environ.get("PICOSTEP_SEED") or os.urandom(8).hex()
     print(f"\nPICOSTEP_SEED={seed}")
     random, ledger = Random(seed), RunLedger()
@@ -172,7 +172,7 @@ NOT_REPORTED = {
 
 @pytest.mark.timeout(120)
 def test_ways_to_leave(ring_base: Path, ingest: Ingest) -> None:
-    """A process that was cut short has its open runs reported; one that came to its end has abandoned them."""
+    """The open runs of a process that was cut short are reported; one that came to its end abandons them."""
     env = environment(ring_base, ingest.url)
     for name, code in {**REPORTED, **NOT_REPORTED}.items():
         run_python(OPEN.format(code), env, args=(name,), check=False)

@@ -306,7 +306,8 @@ def _record_into(sender: Any, number: int) -> None:
 
 
 PROGRAMS: dict[str, Callable[..., None]] = {
-    function.__name__: function for function in (endless, some, adopt, open_runs, forking, forked_by_c, processes)
+    function.__name__: function
+    for function in (endless, some, adopt, open_runs, forking, forked_by_c, processes)
 }
 
 if __name__ == "__main__":

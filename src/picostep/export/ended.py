@@ -1,4 +1,4 @@
-"""Which runs have ended, as far as the exporter has seen: what is still open in a dead ring may be one of them."""
+"""Which runs have ended: one that a dead ring still has as open may be one of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class EndedRuns:
     """
     Ids of the runs that were read last.
 
-    A run that a process began may be recorded by its child, in another ring; then the process's own table still
-    has it as open.
+    A run that a process began may be recorded by its child, in another ring; then the process's own table
+    still has it as open.
 
     Args:
         kept: How many ids are kept.
