@@ -20,6 +20,10 @@ SMALLEST = 64 * KIB
 """Bytes of data in the smallest ring."""
 
 HEADER_SIZE = 4096
+SLOT_SIZE = 2048
+IMAGE_SIZE = SLOT_SIZE // 2
+IMAGES = (1 << 62) + 1
+"""The commit word of image 0 in slot 0, less the nonce."""
 FRAME = struct.Struct("=QIBBHQ")
 RECORD = struct.Struct("=4q6qd16s16sHHHBB")
 TEXT = struct.Struct("=BBBxIQ")
@@ -33,6 +37,7 @@ HEADER = {
     "nonce": 24,
     "created_ns": 32,
     "pid": 40,
+    "slots": 48,
     "limit": 64,
     "ready": 72,
     "head": 80,
@@ -40,6 +45,7 @@ HEADER = {
     "shed": 96,
     "shortened": 104,
     "ring_full": 112,
+    "untracked": 120,
     "turn": 128,
     "last_error": 448,
 }
@@ -126,6 +132,48 @@ def frames(raw: bytes) -> list[Frame]:
         found.append(Frame(position, at, size, KINDS[kind], flags, seq, tuple(entries)))
         position += size
     assert position == words["head"]
+    return found
+
+
+@dataclass(frozen=True)
+class Image:
+    """One committed image of an open run."""
+
+    slot: int
+    at: int
+    """Offset in the file."""
+    version: int
+    flags: int
+    record: tuple[Any, ...]
+    """The fixed part, as `RECORD` has it."""
+    texts: dict[int, tuple[str, int, bool]]
+    """By slot of the record: what is kept, how many characters there were, whether it is JSON."""
+
+
+def images(raw: bytes) -> list[Image]:
+    """All committed images in the table of open runs; fails if one does not hold together."""
+    words, found = header(raw), []
+    table = HEADER_SIZE + words["capacity"]
+    for number in range(2 * words["slots"]):
+        at = table + number * IMAGE_SIZE
+        commit, size, kind, count, flags, version = FRAME.unpack_from(raw, at)
+        if commit == 0:
+            continue
+        assert commit == (words["nonce"] + IMAGES + number) & MASK
+        assert KINDS[kind] == "run"
+        assert size % 8 == 0
+        assert size <= IMAGE_SIZE
+        entry = at + FRAME.size + RECORD.size
+        text_at, texts = entry + count * TEXT.size, {}
+        for index in range(count):
+            slot, width, json, length, chars = TEXT.unpack_from(raw, entry + index * TEXT.size)
+            coding = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}[width]
+            kept = raw[text_at : text_at + length].decode(coding, "surrogatepass")
+            texts[slot] = (kept, chars, bool(json))
+            text_at += -(-length // 8) * 8
+        assert text_at == at + size
+        record = RECORD.unpack_from(raw, at + FRAME.size)
+        found.append(Image(number // 2, at, version, flags, record, texts))
     return found
 
 

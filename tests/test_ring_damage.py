@@ -20,6 +20,7 @@ from ringfile import (
     HEADER_SIZE,
     KIB,
     OUTCOME,
+    SLOT_SIZE,
     SMALLEST,
     Rig,
     drain,
@@ -312,17 +313,18 @@ def test_a_sparse_file(image: Image, tmp_path: Path) -> None:
     path = tmp_path / "sparse.ring"
     path.write_bytes(image.raw)
     path.chmod(0o600)
-    os.truncate(path, HEADER_SIZE + (1 << 30) + 1)
+    longest = HEADER_SIZE + (1 << 30) + 4096 * SLOT_SIZE
+    os.truncate(path, longest + 1)
     with pytest.raises(RingError, match="too long"):
         RingReader(str(path))
-    os.truncate(path, HEADER_SIZE + (1 << 30))
+    os.truncate(path, longest)
     reader = RingReader(str(path))
     assert not reader.alive()
     assert list(drain(reader)) == image.records
     reader.close()
 
     os.truncate(path, 0)
-    os.truncate(path, HEADER_SIZE + (1 << 30))
+    os.truncate(path, longest)
     with pytest.raises(RingError, match="not a ring"):
         RingReader(str(path))
 

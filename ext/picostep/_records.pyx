@@ -25,7 +25,7 @@ from picostep._ring cimport (
     STEP_FINISH, STEP_PROMPT, STEP_PROVIDER, STEP_REQUESTED, STEP_RESPONSE, STEP_TIER, STEP_TOOLS, STEP_USED,
     TOKENS_CACHE_WRITE, TOKENS_CACHE_WRITE_1H, TOKENS_CACHED, TOKENS_COMPLETION, TOKENS_KINDS,
     TOKENS_REASONING, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME, TOOL_RESULT, Record, Ring, append, host,
-    ps_mutex,
+    ps_mutex, track, track_again, untrack,
 )
 
 from picostep.errors import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError
@@ -72,6 +72,7 @@ cdef object recorder = None         # opens rings and destinations: picostep.rec
 cdef int default_destination = -1   # -1: not resolved yet
 cdef bint disabled = False
 cdef bint raising = True
+cdef bint keeping = False           # runs that are let go stay in the tables of their rings
 
 
 def bind(module) -> None:
@@ -84,6 +85,15 @@ def use(int destination, bint is_disabled, bint raises) -> None:
     """Sets the default destination (-1: resolve at first use), if it is disabled, what misuse does."""
     global default_destination, disabled, raising
     default_destination, disabled, raising = destination, is_disabled, raises
+
+
+def keep_runs() -> None:
+    """Has runs that are let go from now on reported like those that stay open.
+
+    For a process that ends because of an exception.
+    """
+    global keeping
+    keeping = True
 
 
 cdef int destination_of(object api_key, object tcc_url, str where) except -1:
@@ -544,6 +554,10 @@ cdef class _Handle:
     cdef Draft draft
     cdef int destination
     cdef uint8_t state
+    # Of runs; here, so that all kinds have one size and share the list of free ones.
+    cdef uint16_t slot              # in the table of its ring, counted from 1; 0: none
+    cdef uint32_t ring              # number of the ring that was asked for a slot; 0: none yet
+    cdef uint32_t forks             # that the process which made it had behind it
 
     def __init__(self, *args, **kwargs):
         raise TypeError(f"{type(self).__name__} objects are made by picostep.run(), step() and tool_call()")
@@ -573,10 +587,10 @@ cdef class _Handle:
             ArgumentTypeError, ArgumentError: an argument is not what it should be.
         """
         cdef str where = <str>STATUS_OF[self.draft.record.kind]
-        if self.state == OPEN:
-            set_status(&self.draft, code, message, where)
-        else:
+        if self.state != OPEN:
             not_open(self.state, where)
+        elif set_status(&self.draft, code, message, where) and self.draft.record.kind == KIND_RUN:
+            note_run(self)
         return self
 
     @cython.critical_section
@@ -644,7 +658,46 @@ cdef int finish(_Handle self, str where) except -1:
         return not_open(self.state, where)
     self.state = ENDED
     hand_over(&self.draft, self.destination)
-    drop_all(&self.draft, STEP_KEPT if self.draft.record.kind == KIND_STEP else KEPT)
+    if self.draft.record.kind == KIND_STEP:
+        drop_all(&self.draft, STEP_KEPT)
+    else:
+        if self.slot:
+            forget_run(self)    # now that the ring has it: at no moment is it in neither place
+        drop_all(&self.draft, KEPT)
+    return 0
+
+
+cdef int note_run(_Handle self) except -1:
+    """Keeps what is known of an open run where it outlives this process.
+
+    In the ring that its destination has now; only by the process that made it, as a child's death says nothing
+    of it."""
+    cdef Record record
+    cdef Ring *ring = host.ring[self.destination]
+    cdef int64_t now
+    if ring == NULL or disabled or self.forks != host.forks:
+        return 0
+    now = monotonic_ns()
+    lock(&host.lock)
+    record = self.draft.record
+    record.end_ns = now + clock_offset(&host.clock, now)
+    unlock(&host.lock)
+    if not record.flags & START_GIVEN:
+        record.start_ns += record.end_ns - now
+    if ring.number != self.ring:
+        self.ring = ring.number
+        self.slot = <uint16_t>track(ring, &record, self.draft.text)
+    elif self.slot:
+        track_again(ring, self.slot, &record, self.draft.text)
+    return 0
+
+
+cdef int forget_run(_Handle self) except -1:
+    """Gives a run's slot back, if the ring is still there."""
+    cdef Ring *ring = host.ring[self.destination]
+    if ring != NULL and ring.number == self.ring:
+        untrack(ring, self.slot)
+    self.slot = 0
     return 0
 
 
@@ -696,6 +749,10 @@ cdef class Run(_Handle):
     Thread-safety: methods may be called from any thread; each call is atomic.
     """
 
+    def __dealloc__(self):
+        if self.slot and not keeping:
+            forget_run(self)
+
     @cython.critical_section
     def step(self, step_id=None, *, start_time=None) -> Step:
         """Begins a step of this run. The run may have ended.
@@ -716,9 +773,9 @@ cdef class Run(_Handle):
         """Sets what the user asked; replaces all three parts. Texts, or lists/dicts of provider messages."""
         if self.state != OPEN:
             not_open(self.state, "Run.prompt")
-        else:
-            set_bodies(&self.draft, RUN_PROMPT, user_prompt, RUN_SYSTEM, system_prompt, RUN_INPUT, full_input,
-                       "Run.prompt", "user_prompt", "system_prompt", "full_input")
+        elif set_bodies(&self.draft, RUN_PROMPT, user_prompt, RUN_SYSTEM, system_prompt, RUN_INPUT,
+                        full_input, "Run.prompt", "user_prompt", "system_prompt", "full_input"):
+            note_run(self)
         return self
 
     @cython.critical_section
@@ -726,9 +783,9 @@ cdef class Run(_Handle):
         """Sets what the agent answered; replaces both parts. Texts, or lists/dicts of provider messages."""
         if self.state != OPEN:
             not_open(self.state, "Run.response")
-        else:
-            set_bodies(&self.draft, RUN_RESPONSE, text, RUN_OUTPUT, full_output, RUN_OUTPUT, None,
-                       "Run.response", "text", "full_output", "")
+        elif set_bodies(&self.draft, RUN_RESPONSE, text, RUN_OUTPUT, full_output, RUN_OUTPUT, None,
+                        "Run.response", "text", "full_output", ""):
+            note_run(self)
         return self
 
     @cython.critical_section
@@ -736,8 +793,8 @@ cdef class Run(_Handle):
         """Merges keys into the run's metadata, snapshotted now. Keys: str; values: str or any JSON value."""
         if self.state != OPEN:
             not_open(self.state, "Run.metadata")
-        else:
-            set_metadata(&self.draft, data, kwargs, "Run.metadata")
+        elif set_metadata(&self.draft, data, kwargs, "Run.metadata"):
+            note_run(self)
         return self
 
     def feedback(self, score=None, text=None) -> bool:
@@ -1053,6 +1110,8 @@ def run(run_id=None, session_id=None, conversational=None, api_key=None, tcc_url
     set_optional(draft, RUN_SESSION, session_id, "run", "session_id")
     set_conversational(draft, conversational, "run")
     begin(draft, KIND_RUN, start_time, "run")
+    made.forks = <uint32_t>host.forks
+    note_run(made)
     return made
 
 

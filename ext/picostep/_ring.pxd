@@ -12,8 +12,10 @@ cdef extern from "_sys.h" nogil:
 cdef enum:
     MAX_DESTINATIONS = 64
     MAX_TEXTS = 12
+    MAX_SLOTS = 4096        # runs that one ring can keep track of …
+    SLOTS_32 = 128          # … a bit each
 
-# ---- the file: one page of header, then `limit` bytes of frames --------------------------------------------
+# ---- the file: one page of header, `capacity` bytes of frames, the table of open runs ----------------------
 
 cdef struct Outcome:        # what became of the records; 128 bytes
     uint64_t tail           # end of the last released frame: the space before it is free
@@ -39,7 +41,8 @@ cdef struct Header:
     uint64_t nonce          # secret of this ring: no text that a user hands over can look like a frame
     int64_t created_ns      # Unix time
     int64_t pid             # for people; liveness is the lock on the file
-    uint64_t _pad0[2]
+    uint64_t slots          # of the table, those that were ever in use; 0: no run of this host is reported
+    uint64_t _pad0
     # Written by the host.
     uint64_t limit          # bytes of data in use; below capacity only when the file system had no more
     uint64_t ready          # bytes of data that have their space
@@ -48,7 +51,7 @@ cdef struct Header:
     uint64_t shed           # of these: without bodies, as the ring was filling up
     uint64_t shortened      # of these: with a text cut, as the record was too large
     uint64_t ring_full      # records that found no room
-    uint64_t _pad1
+    uint64_t untracked      # runs that found no slot
     # Written by the exporter: outcome[turn & 1] counts. The other one is written whole before `turn` moves
     # on, so an exporter that is killed at any moment leaves numbers that belong together.
     uint64_t turn
@@ -63,7 +66,7 @@ cdef struct Frame:
     uint8_t kind            # KIND_*
     uint8_t texts           # number of Text entries after the record
     uint16_t flags          # FRAME_*
-    uint64_t seq            # 0, 1, 2 … in this ring
+    uint64_t seq            # 0, 1, 2 … in this ring; of an image: 1, 2, 3 … in its slot
 
 cdef struct Text:           # one for each; the texts themselves follow all entries, each padded to 8 bytes
     uint8_t slot
@@ -72,6 +75,12 @@ cdef struct Text:           # one for each; the texts themselves follow all entr
     uint8_t _pad
     uint32_t size           # bytes
     uint64_t chars          # characters that were handed over; more than size / width when shortened
+
+cdef enum:                  # The table: slots of two images each. An image is a frame, and never a record.
+    IMAGE_SIZE = 1024
+    IMAGE_WORDS = 128
+    SLOT_SIZE = 2048
+    SLOT_WORDS = 256
 
 cdef struct Record:         # the fixed part of every record
     int64_t start_ns        # Unix time; before end(), monotonic unless START_GIVEN
@@ -163,6 +172,12 @@ cdef struct Ring:
     uint64_t nonce
     uint64_t map_size
     int fd                  # -1: private memory
+    uint32_t number         # 1, 2, 3 … in this process and its children, in the order of install()
+    uint8_t *table
+    uint32_t slots          # that the table can have; 0 when no run is to be tracked any more
+    uint32_t slots_ready    # that have their space
+    uint32_t slots_from     # no lower word of slots_free has a bit
+    uint32_t slots_free[SLOTS_32]
     ps_mutex lock
     Ring *next              # all rings of this process, for the handler of fork()
 
@@ -174,7 +189,11 @@ cdef struct Host:           # what a process shares between its rooms
     ps_mutex lock           # of clock and ids
     uint64_t forks          # how many times this process image was forked
     uint64_t unrecorded     # records lost as there was no ring at all
+    uint32_t rings          # that were ever installed
 
 cdef Host *host
 
 cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept
+cdef uint32_t track(Ring *ring, Record *record, PyObject **texts) noexcept
+cdef void track_again(Ring *ring, uint32_t slot, Record *record, PyObject **texts) noexcept
+cdef void untrack(Ring *ring, uint32_t slot) noexcept

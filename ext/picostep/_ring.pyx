@@ -7,7 +7,7 @@ The exporter reads the file with pread(), so a file that was damaged or truncate
 no fault, and checks every length.
 """
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from libc.math cimport isfinite
@@ -25,6 +25,7 @@ cdef extern from "_sys.h" nogil:
     bint SHARED "PS_SHARED"
     uint64_t load "ps_load"(const uint64_t *) noexcept
     void store "ps_store"(uint64_t *, uint64_t) noexcept
+    void fence "ps_fence"() noexcept
     void raise_to "ps_raise_to"(uint64_t *, uint64_t) noexcept
     int lowest_bit "ps_lowest_bit"(uint32_t) noexcept
     void lock "ps_lock"(ps_mutex *) noexcept
@@ -41,6 +42,7 @@ cdef extern from "_sys.h" nogil:
     int64_t file_size "ps_file_size"(int fd) noexcept
     size_t strnlen(const char *, size_t) noexcept
     int64_t read_at "ps_read_at"(int fd, void *to, uint64_t n, uint64_t at) noexcept
+    int write_at "ps_write_at"(int fd, const void *data, uint64_t n, uint64_t at) noexcept
 
 cdef extern from "Python.h" nogil:
     # By pointer: append() handles borrowed references only and must not touch their counts.
@@ -59,11 +61,13 @@ cdef enum:
     MIN_CAPACITY = 64 * 1024
     MAX_CAPACITY = 1024 * 1024 * 1024
     READ_CHUNK = 256 * 1024
+    NEXT_SLOTS = 32                 # slots that get their space at a time, on the caller's thread: 0.02 ms
     VERSION = 2
     BYTE_ORDER = 0x01020304
     MAX_FDS = 256
 
 cdef uint64_t MAX_POSITION = <uint64_t>1 << 62      # sums of positions and sizes do not overflow
+cdef uint64_t IMAGES = MAX_POSITION + 1             # commit words of images: beyond those of all frames
 cdef uint64_t MIN_FRAME = sizeof(Frame) + sizeof(Record)
 cdef uint64_t MAGIC = 0x5045545350434950     # "PICPSTEP" as bytes of a little-endian word
 
@@ -79,6 +83,9 @@ BODIES[KIND_STEP] = 1 << STEP_PROMPT | 1 << STEP_RESPONSE | 1 << STEP_TOOLS
 BODIES[KIND_RUN] = 1 << RUN_PROMPT | 1 << RUN_RESPONSE | 1 << RUN_SYSTEM | 1 << RUN_INPUT | 1 << RUN_OUTPUT
 BODIES[KIND_TOOL_CALL] = 1 << TOOL_ARGS | 1 << TOOL_RESULT
 BODIES[KIND_FEEDBACK] = 0
+
+ENDED_BY_DEATH = "the process ended before the run did"
+"""Status message of a run whose process is dead."""
 
 
 # ---- append: the host's hot path ---------------------------------------------------------------------------
@@ -192,17 +199,45 @@ cdef inline bint room_for(Ring *ring, uint64_t size, bint whole) noexcept nogil:
     return True
 
 
+cdef inline void write_frame(Frame *frame, uint64_t size, uint16_t flags, int count, uint64_t seq,
+                             Record *record, PyObject **texts, uint32_t present,
+                             uint64_t cap) noexcept nogil:
+    """Writes all of a frame but its commit word. Size and count are those that measure() gives."""
+    cdef Text *entry = <Text *>(<uint8_t *>(frame + 1) + sizeof(Record))
+    cdef uint8_t *at = <uint8_t *>(entry + count)
+    cdef PyObject *text
+    cdef uint64_t n
+    cdef int slot
+    frame.size = <uint32_t>size
+    frame.kind = record.kind
+    frame.texts = <uint8_t>count
+    frame.flags = flags
+    frame.seq = seq
+    memcpy(frame + 1, record, sizeof(Record))
+    while present:
+        slot = lowest_bit(present)
+        present &= present - 1
+        text = texts[slot]
+        n = kept(text, cap)
+        entry.slot = <uint8_t>slot
+        entry.width = <uint8_t>text_width(text)
+        entry.json = (record.json >> slot) & 1
+        entry._pad = 0
+        entry.size = <uint32_t>n
+        entry.chars = text_length(text)
+        memcpy(at, text_data(text), n)
+        at += padded(n)
+        entry += 1
+
+
 cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept:
     """Copies one record into the ring. 0, or -1 when the ring is full: counted, never an exception."""
     cdef uint32_t present = record.present
     cdef uint16_t flags = 0
-    cdef uint64_t cap, size, n
+    cdef uint64_t cap, size
     cdef Header *header
-    cdef uint8_t *at
     cdef Frame *frame
-    cdef Text *entry
-    cdef PyObject *text
-    cdef int count, slot
+    cdef int count
 
     if record.flags & RUN_UUID:
         present &= ~<uint32_t>(1 << RUN_ID)
@@ -226,29 +261,7 @@ cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept:
             return -1
 
     frame = <Frame *>(ring.data + ring.offset)
-    frame.size = <uint32_t>size
-    frame.kind = record.kind
-    frame.texts = <uint8_t>count
-    frame.flags = flags
-    frame.seq = ring.seq
-    memcpy(frame + 1, record, sizeof(Record))
-    entry = <Text *>(<uint8_t *>(frame + 1) + sizeof(Record))
-    at = <uint8_t *>(entry + count)
-    while present:
-        slot = lowest_bit(present)
-        present &= present - 1
-        text = texts[slot]
-        n = kept(text, cap)
-        entry.slot = <uint8_t>slot
-        entry.width = <uint8_t>text_width(text)
-        entry.json = (record.json >> slot) & 1
-        entry._pad = 0
-        entry.size = <uint32_t>n
-        entry.chars = text_length(text)
-        memcpy(at, text_data(text), n)
-        at += padded(n)
-        entry += 1
-
+    write_frame(frame, size, flags, count, ring.seq, record, texts, present, cap)
     if flags:
         header.shed += flags & FRAME_SHED != 0
         header.shortened += flags & FRAME_SHORTENED != 0
@@ -261,6 +274,127 @@ cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept:
     store(&header.head, ring.head)
     unlock(&ring.lock)
     return 0
+
+
+# ---- the table of open runs --------------------------------------------------------------------------------
+
+cdef inline Frame *image_of(Ring *ring, uint32_t slot, int which) noexcept nogil:
+    return <Frame *>(ring.table + <uint64_t>slot * SLOT_SIZE + which * IMAGE_SIZE)
+
+
+cdef inline uint64_t image_word(uint64_t nonce, uint32_t slot, int which) noexcept nogil:
+    return nonce + IMAGES + 2 * <uint64_t>slot + which
+
+
+cdef uint64_t image_cap(PyObject **texts, uint32_t present) noexcept nogil:
+    """What texts are cut to so that an image holds them; 0 when an id would be cut, which must not be."""
+    cdef uint32_t ids = present & (1 << RUN_ID | 1 << RUN_SESSION)
+    cdef uint64_t cap = ~<uint64_t>0
+    cdef int count
+    if measure(texts, present, cap, &count) > IMAGE_SIZE:
+        cap = fair_cap(texts, present, IMAGE_SIZE)
+    while ids:
+        if kept(texts[lowest_bit(ids)], cap) != kept(texts[lowest_bit(ids)], ~<uint64_t>0):
+            return 0
+        ids &= ids - 1
+    return cap
+
+
+cdef bint write_image(Ring *ring, uint32_t slot, Record *record, PyObject **texts) noexcept nogil:
+    """Writes the image of a slot that is not in use, then gives up the other: one is whole at any moment.
+
+    False, and nothing written, when the ids alone are too long."""
+    cdef uint32_t present = record.present
+    cdef uint16_t flags = 0
+    cdef uint64_t cap, size
+    cdef int which = image_of(ring, slot, 0).commit == image_word(ring.nonce, slot, 0), count
+    cdef Frame *made = image_of(ring, slot, which)
+    cdef Frame *old = image_of(ring, slot, 1 - which)
+    if record.flags & RUN_UUID:
+        present &= ~<uint32_t>(1 << RUN_ID)
+    cap = image_cap(texts, present)
+    if cap == 0:
+        present &= ~<uint32_t>BODIES[KIND_RUN]
+        flags |= FRAME_SHED
+        cap = image_cap(texts, present)
+        if cap == 0:
+            return False
+    size = measure(texts, present, cap, &count)
+    if cap != ~<uint64_t>0:
+        flags |= FRAME_SHORTENED
+    write_frame(made, size, flags, count, old.seq + 1, record, texts, present, cap)
+    store(&made.commit, image_word(ring.nonce, slot, which))
+    store(&old.commit, 0)
+    fence()     # nothing of the next image is written before this one is the only one
+    return True
+
+
+cdef bint grow_table(Ring *ring) noexcept nogil:
+    """Gives more slots their space, so that no store meets a full file system; False when there is none."""
+    cdef uint32_t more = min(ring.slots - ring.slots_ready, <uint32_t>NEXT_SLOTS), slot
+    cdef uint64_t at = HEADER_SIZE + ring.header.capacity + <uint64_t>ring.slots_ready * SLOT_SIZE
+    if more == 0 or reserve(ring.fd, at, <uint64_t>more * SLOT_SIZE) != 0:
+        ring.slots = ring.slots_ready
+        return False
+    for slot in range(ring.slots_ready, ring.slots_ready + more):
+        ring.slots_free[slot // 32] |= <uint32_t>1 << slot % 32
+    ring.slots_ready += more
+    return True
+
+
+cdef uint32_t track(Ring *ring, Record *record, PyObject **texts) noexcept:
+    """Enters a run into the table, as it would be recorded if it ended now.
+
+    Returns its slot, counted from 1; 0 when there is none for it: counted, never an exception."""
+    cdef uint32_t slot = 0, word
+    lock(&ring.lock)
+    if ring.header == NULL:     # another thread closed it
+        unlock(&ring.lock)
+        return 0
+    # The lowest slot that is free: those that were in use are in the cache, and few of them need space.
+    while ring.slots_from * 32 < ring.slots_ready and not ring.slots_free[ring.slots_from]:
+        ring.slots_from += 1
+    if ring.slots_from * 32 < ring.slots_ready or grow_table(ring):
+        word = ring.slots_free[ring.slots_from]
+        slot = ring.slots_from * 32 + lowest_bit(word)
+        # Before the image: a reader looks no further than this.
+        if slot >= ring.header.slots:
+            store(&ring.header.slots, slot + 1)
+        if write_image(ring, slot, record, texts):
+            ring.slots_free[ring.slots_from] = word & (word - 1)
+            unlock(&ring.lock)
+            return slot + 1
+    store(&ring.header.untracked, ring.header.untracked + 1)
+    unlock(&ring.lock)
+    return 0
+
+
+cdef void track_again(Ring *ring, uint32_t slot, Record *record, PyObject **texts) noexcept:
+    """Says anew what is known of a run; what does not fit leaves the slot as it was."""
+    lock(&ring.lock)
+    if ring.header != NULL:
+        write_image(ring, slot - 1, record, texts)
+    unlock(&ring.lock)
+
+
+cdef void untrack(Ring *ring, uint32_t slot) noexcept:
+    """Frees the slot of a run that needs none any more."""
+    slot -= 1
+    lock(&ring.lock)
+    if ring.header != NULL:
+        store(&image_of(ring, slot, 0).commit, 0)
+        store(&image_of(ring, slot, 1).commit, 0)
+        ring.slots_free[slot // 32] |= <uint32_t>1 << slot % 32
+        if slot // 32 < ring.slots_from:
+            ring.slots_from = slot // 32
+    unlock(&ring.lock)
+
+
+cdef void close_table(Ring *ring) noexcept nogil:
+    """Has no run reported that is open now; the ring's lock is held."""
+    ring.slots = ring.slots_ready = 0
+    ring.slots_from = 0
+    store(&ring.header.slots, 0)
 
 
 # ---- fork: the child leaves the parent's rings alone -------------------------------------------------------
@@ -373,26 +507,29 @@ cdef class HostRing:
     def __cinit__(self, int fd, uint64_t capacity):
         cdef Header *header
         cdef Ring *ring
-        cdef uint64_t nonce = 0, first
+        cdef uint64_t nonce = 0, first, size
+        cdef uint32_t slots
         cdef int err
         if not MIN_CAPACITY <= capacity <= MAX_CAPACITY:
             raise ValueError(f"a ring has {MIN_CAPACITY} to {MAX_CAPACITY} bytes, not {capacity}")
         capacity = capacity & ~<uint64_t>4095
         first = min(capacity, <uint64_t>FIRST_RESERVE) if fd >= 0 else capacity
+        slots = min(capacity // 8 // SLOT_SIZE, <uint64_t>MAX_SLOTS) if fd >= 0 else 0
+        size = HEADER_SIZE + capacity + <uint64_t>slots * SLOT_SIZE
         self.destination = -1
         if fill_random(&nonce, sizeof(nonce)) != 0:
             raise OSError("the kernel gives no random bytes")
         if fd >= 0:
-            os.ftruncate(fd, HEADER_SIZE + capacity)
+            os.ftruncate(fd, size)
             err = reserve(fd, 0, HEADER_SIZE + first)
             if err != 0:
                 raise OSError(err, os.strerror(err))
-        header = <Header *>map_memory(fd, HEADER_SIZE + capacity)
+        header = <Header *>map_memory(fd, size)
         if header == NULL:
             raise MemoryError(f"no memory for a ring of {capacity} bytes")
         self.state = <HostRingState *>PyMem_RawMalloc(sizeof(HostRingState))
         if self.state == NULL:
-            unmap_memory(header, HEADER_SIZE + capacity)
+            unmap_memory(header, size)
             raise MemoryError
         memset(self.state, 0, sizeof(HostRingState))
         header.magic = MAGIC
@@ -408,7 +545,9 @@ cdef class HostRing:
         ring.data = <uint8_t *>header + HEADER_SIZE
         ring.limit = capacity
         ring.nonce = nonce
-        ring.map_size = HEADER_SIZE + capacity
+        ring.table = ring.data + capacity
+        ring.slots = slots
+        ring.map_size = size
         ring.fd = fd
 
     def install(self, int destination) -> bool:
@@ -421,6 +560,8 @@ cdef class HostRing:
             unlock(&host.lock)
             return False
         self.destination = destination
+        host.rings += 1
+        ring.number = host.rings
         ring.next = host.all
         host.all = ring
         host.ring[destination] = ring
@@ -432,6 +573,14 @@ cdef class HostRing:
         """Starts to give the ring its space and its pages, in the background."""
         if self.state.ring.fd >= 0 and not self.state.threaded:
             self.state.threaded = start_thread(&self.state.thread, reserve_rest, self.state) == 0
+
+    def abandon_runs(self) -> None:
+        """Has nothing reported of the runs that are open, nor of later ones, when this process ends."""
+        cdef Ring *ring = &self.state.ring
+        lock(&ring.lock)
+        if ring.header != NULL:
+            close_table(ring)
+        unlock(&ring.lock)
 
     def close(self) -> dict:
         """Ends this ring: the next record of its destination opens another. Exporters take what is in it.
@@ -464,6 +613,7 @@ cdef class HostRing:
         if rings.get(self.destination) is self:
             del rings[self.destination]
         lock(&ring.lock)
+        close_table(ring)               # its runs go on, if at all, in the next ring
         header = ring.header
         ring.header = NULL              # nothing is appended from here on
         unlock(&ring.lock)
@@ -553,6 +703,7 @@ cdef dict read_counters(Header *header):
             "corrupt": outcome.corrupt, "expired": outcome.expired,
         },
         "torn": outcome.torn,
+        "untracked_runs": header.untracked,
         "last_error": noted.decode("ascii", "replace"),
     }
 
@@ -673,6 +824,38 @@ cdef dict decode(const Frame *frame):
     return out
 
 
+cdef tuple failed_run(const Frame *image):
+    """Id and frame, but for its number, of a run that a dead host left in an image; raises Damaged."""
+    cdef dict run = decode(image)
+    cdef PyObject *texts[MAX_TEXTS]
+    cdef uint32_t present = 0
+    cdef Record record
+    cdef uint64_t size
+    cdef bytes frame
+    cdef int slot, count
+    memcpy(&record, image + 1, sizeof(Record))
+    record.status_code = 2
+    record.end_ns = max(record.start_ns, wall_ns())     # the death was noticed just now
+    record.json = 0
+    message = run.get("status_message")
+    run["status_message"] = f"{message}; {ENDED_BY_DEATH}" if message else ENDED_BY_DEATH
+    for slot in range(MAX_TEXTS):
+        text = run.get((<tuple>RUN_NAMES)[slot])
+        if text is None or (slot == RUN_ID and record.flags & RUN_UUID):
+            continue
+        texts[slot] = <PyObject *>text      # `run` holds it
+        present |= <uint32_t>1 << slot
+        if isinstance(text, JSONText):
+            record.json |= <uint16_t>(1 << slot)
+    record.present = <uint16_t>present
+    size = measure(texts, present, ~<uint64_t>0, &count)
+    frame = PyBytes_FromStringAndSize(NULL, size)
+    memset(PyBytes_AS_STRING(frame), 0, size)
+    write_frame(<Frame *>PyBytes_AS_STRING(frame), size, image.flags, count, 0, &record, texts, present,
+                ~<uint64_t>0)
+    return run["run_id"], frame
+
+
 cdef object decode_cost(object text):
     from decimal import Decimal, InvalidOperation
     try:
@@ -722,6 +905,7 @@ cdef class RingReader:
     cdef uint64_t buffer_at         # position of the first byte
     cdef uint64_t buffer_n
     cdef uint64_t end               # nothing beyond this position was committed when the buffer was filled
+    cdef public object ended
     cdef readonly str name
     cdef readonly int64_t pid
 
@@ -743,7 +927,7 @@ cdef class RingReader:
             raise RingError("not this user's own")
         if size < HEADER_SIZE + MIN_CAPACITY:
             raise RingError("too short to be a ring")
-        if size > HEADER_SIZE + <int64_t>MAX_CAPACITY:
+        if size > HEADER_SIZE + <int64_t>MAX_CAPACITY + <int64_t>MAX_SLOTS * SLOT_SIZE:
             raise RingError("too long to be a ring")
         header = <Header *>map_memory(self.fd, HEADER_SIZE)
         if header == NULL:
@@ -843,6 +1027,9 @@ cdef class RingReader:
         """Bytes after which the data begins again: also when the file has become shorter than that."""
         cdef uint64_t limit = load(&self.header.limit) if self.header != NULL else 0
         if MIN_CAPACITY <= limit <= MAX_CAPACITY and limit % 8 == 0:
+            return limit
+        limit = load(&self.header.capacity) if self.header != NULL else 0
+        if MIN_CAPACITY <= limit <= self.capacity and limit % 8 == 0:
             return limit
         return self.capacity & ~<uint64_t>7
 
@@ -970,6 +1157,8 @@ cdef class RingReader:
                     self.take_stock()
                 break
             out.append(record)
+            if self.ended is not None and record["kind"] == "run":
+                self.ended.add(record["run_id"])
         return out
 
     cdef int take_stock(self) except -1:
@@ -982,6 +1171,101 @@ cdef class RingReader:
         self.slack = 0
         store(&self.header.accepted, self.next_seq)
         store(&self.header.head, self.cursor)
+        return 0
+
+    def fail_open_runs(self) -> int:
+        """Records, as failed, the runs that were open when the host of this ring died.
+
+        Only when the ring is adopted and all of it is released. What is recorded is read like everything else.
+        One that is in `ended` is left out.
+
+        Returns:
+            How many were recorded. 0: nothing is left in the table; what was damaged in it is counted with the
+            next release().
+        """
+        cdef uint64_t raw[SLOT_WORDS]
+        cdef uint64_t at, slots
+        cdef uint32_t slot
+        cdef int done = 0
+        cdef list bad = []
+        self.check_open()
+        at = load(&self.header.capacity)
+        if (not self.adopted or not self.cursor == self.outcome.tail == load(&self.header.head)
+                or not MIN_CAPACITY <= at <= MAX_CAPACITY):
+            return 0
+        at += HEADER_SIZE
+        slots = min(load(&self.header.slots), <uint64_t>MAX_SLOTS)
+        for slot in range(slots):
+            memset(raw, 0, sizeof(raw))
+            read_at(self.fd, raw, SLOT_SIZE, at + <uint64_t>slot * SLOT_SIZE)
+            if not (raw[0] or raw[IMAGE_WORDS]):
+                continue
+            record = self.open_run(slot, <const uint8_t *>raw)
+            if record is None:
+                bad.append(slot)
+                continue
+            if self.ended is None or record[0] not in self.ended:
+                if not self.append_for_host(record[1]):
+                    bad.append(slot)
+                    continue
+                done += 1
+            self.free_slot(slot, at)
+        if done:
+            return done     # the others again when these are out, and there is more room
+        for slot in bad:
+            self.free_slot(slot, at)
+        if bad:
+            self.lose(len(bad))
+            store(&self.header.accepted, self.next_seq)
+        return 0
+
+    cdef tuple open_run(self, uint32_t slot, const uint8_t *raw):
+        """Id and frame of the run in a slot, from the newer of its whole images; None when there is none."""
+        cdef const Frame *image
+        cdef uint64_t newest = 0
+        cdef int which
+        cdef tuple found = None
+        for which in range(2):
+            image = <const Frame *>(raw + which * IMAGE_SIZE)
+            if (image.commit == image_word(self.nonce, slot, which) and image.kind == KIND_RUN
+                    and image.size % 8 == 0 and MIN_FRAME <= image.size <= IMAGE_SIZE
+                    and (found is None or image.seq > newest)):
+                try:
+                    found = failed_run(image)
+                except Damaged:
+                    continue
+                newest = image.seq
+        return found
+
+    cdef bint append_for_host(self, bytes frame) except -1:
+        """Writes a frame as the host would have done; False when there is no room for it."""
+        cdef uint64_t limit = self.limit(), position = load(&self.header.head), offset = position % limit
+        cdef uint64_t size = len(frame), seq = load(&self.header.accepted), word, rest = 0
+        if offset + size > limit:
+            rest = limit - offset
+        if (position - self.outcome.tail > limit or position > MAX_POSITION
+                or position + rest + size - self.outcome.tail > limit):
+            return False
+        if rest:
+            word = ~(self.nonce + position)
+            if write_at(self.fd, &word, sizeof(word), HEADER_SIZE + offset) != 0:
+                return False
+            position += rest
+            offset = 0
+        (<Frame *>PyBytes_AS_STRING(frame)).seq = seq
+        word = self.nonce + position
+        if (write_at(self.fd, PyBytes_AS_STRING(frame), size, HEADER_SIZE + offset) != 0
+                or write_at(self.fd, &word, sizeof(word), HEADER_SIZE + offset) != 0):
+            return False
+        store(&self.header.accepted, seq + 1)
+        store(&self.header.head, position + size)
+        return True
+
+    cdef int free_slot(self, uint32_t slot, uint64_t at) except -1:
+        cdef uint64_t nothing = 0
+        at += <uint64_t>slot * SLOT_SIZE
+        write_at(self.fd, &nothing, sizeof(nothing), at)
+        write_at(self.fd, &nothing, sizeof(nothing), at + IMAGE_SIZE)
         return 0
 
     def rewind(self) -> None:

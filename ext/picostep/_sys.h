@@ -15,6 +15,7 @@
 #if defined(_MSC_VER)
 #include <intrin.h>
 static inline uint64_t ps_load(const uint64_t *p) { uint64_t v = *(const volatile uint64_t *)p; _ReadWriteBarrier(); return v; }
+static inline void ps_fence(void) { _ReadWriteBarrier(); }
 static inline void ps_store(uint64_t *p, uint64_t v) { _ReadWriteBarrier(); *(volatile uint64_t *)p = v; }
 static inline void ps_raise_to(uint64_t *p, uint64_t v) {
     uint64_t old = ps_load(p);
@@ -27,6 +28,8 @@ static inline void ps_raise_to(uint64_t *p, uint64_t v) {
 #else
 static inline uint64_t ps_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void ps_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+/* What is stored before it is seen before what is stored after it. */
+static inline void ps_fence(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 /* Two threads may reserve the same pages; the larger result stands. */
 static inline void ps_raise_to(uint64_t *p, uint64_t v) {
     uint64_t old = ps_load(p);
@@ -126,6 +129,7 @@ static inline int ps_lock_file(int fd) { (void)fd; return -1; }
 static inline void ps_close(int fd) { (void)fd; }
 static inline int64_t ps_file_size(int fd) { (void)fd; return -1; }
 static inline int64_t ps_read_at(int fd, void *to, uint64_t n, uint64_t at) { (void)fd; (void)to; (void)n; (void)at; return -1; }
+static inline int ps_write_at(int fd, const void *from, uint64_t n, uint64_t at) { (void)fd; (void)from; (void)n; (void)at; return -1; }
 static inline int ps_reserve(int fd, uint64_t from, uint64_t n) { (void)fd; (void)from; (void)n; return 0; }
 static inline void ps_touch(uint8_t *p, size_t n) { (void)p; (void)n; }
 static inline void *ps_map(int fd, size_t n) {
@@ -166,6 +170,19 @@ static inline int64_t ps_read_at(int fd, void *to, uint64_t n, uint64_t at) {
         done += (uint64_t)k;
     }
     return (int64_t)done;
+}
+/* 0, or -1 when not all could be written. */
+static inline int ps_write_at(int fd, const void *from, uint64_t n, uint64_t at) {
+    const char *p = (const char *)from;
+    while (n) {
+        ssize_t k = pwrite(fd, p, n, (off_t)at);
+        if (k < 0 && errno == EINTR) continue;
+        if (k <= 0) return -1;
+        p += k;
+        at += (uint64_t)k;
+        n -= (uint64_t)k;
+    }
+    return 0;
 }
 /* fd >= 0: that file, shared; fd < 0: private memory. NULL when it cannot be had. */
 static inline void *ps_map(int fd, size_t n) {

@@ -1,7 +1,16 @@
 """The ring: a bounded file in shared memory that a process appends to and an exporter drains."""
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Protocol, final
+
+ENDED_BY_DEATH: str
+"""Status message of a run whose process is dead."""
+
+class _Ids(Protocol):
+    """Ids of runs: a set of str is one."""
+
+    def add(self, run_id: str, /) -> None: ...
+    def __contains__(self, run_id: str, /) -> bool: ...
 
 class RingError(Exception):
     """A file that is not a ring, or one that this version may not read."""
@@ -50,6 +59,9 @@ class HostRing:
     def reserve(self) -> None:
         """Give the rest its space and its pages, from a thread of its own."""
 
+    def abandon_runs(self) -> None:
+        """Have nothing reported of the runs that are open, nor of later ones, when this process ends."""
+
     def close(self) -> dict[str, Any]:
         """End this ring; what is in it stays in the file. Return its last counters."""
 
@@ -61,6 +73,9 @@ rings: dict[int, HostRing]
 @final
 class RingReader:
     """Drains one ring. Not thread-safe."""
+
+    ended: _Ids | None
+    """Gets the ids of all runs that are read; `fail_open_runs()` leaves those alone that are in it."""
 
     def __init__(self, path: str, dir_fd: int | None = None) -> None: ...
     @staticmethod
@@ -96,6 +111,9 @@ class RingReader:
 
     def read(self, max_records: int, max_bytes: int) -> list[dict[str, Any]]:
         """Decode records from the cursor on, and move it; [] when there is nothing now."""
+
+    def fail_open_runs(self) -> int:
+        """Record, as failed, the runs that were open when the host died; return how many."""
 
     def rewind(self) -> None:
         """Move the cursor back to the first record that is not released."""

@@ -192,6 +192,9 @@ def stats() -> dict[str, Any]:
 
         shortened: Accepted with a text cut, as the record was larger than a quarter of the ring.
 
+        untracked_runs: Runs that are not reported if the process dies before they end, as too many were open
+            at once, or there is no ring in shared memory.
+
         last_error: What the exporter last failed with, or None.
 
         misuse: Wrong calls by exception, in the mode `misuse="log"`.

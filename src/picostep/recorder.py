@@ -408,7 +408,7 @@ def stats() -> dict[str, object]:
                 last_error = str(value)
     names = (
         *("recorded", "accepted", "delivered", "in_ring", "in_spool", "unsynced"),
-        *("shed", "shortened", "withheld"),
+        *("shed", "shortened", "withheld", "untracked_runs"),
     )
     result: dict[str, object] = {name: total.get(name, 0) for name in names}
     result["recorded"] = total.get("recorded", 0) + dropped["no_ring"]
@@ -450,6 +450,11 @@ def _price_table_errors() -> int:
 
 def _at_exit() -> None:
     """Leave when the records are delivered or spooled, after `exit_timeout` at the latest."""
+    if _ends_by_exception():
+        _records.keep_runs()  # reported as failed, like those of a process that is killed
+    else:
+        for ring in list(_rings.values()):
+            ring.abandon_runs()
     current = settings()
     if current.exporter == "off" or _wait_until_all(
         lambda ring, head: ring.tail >= head, current.exit_timeout
@@ -464,6 +469,11 @@ def _at_exit() -> None:
         stats()["last_error"] or "no error reported",
         "they are lost with this process" if lost else f"they stay in {base(current.dir)} for an exporter",
     )
+
+
+def _ends_by_exception() -> bool:
+    """Return whether nobody caught an exception of the main thread, and the interpreter ends for that."""
+    return getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")  # a prompt goes on
 
 
 def _logger() -> Logger:

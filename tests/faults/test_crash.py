@@ -123,7 +123,7 @@ def build_mutant(place: Path) -> Path:
     ring = source / "ext/picostep/_ring.pyx"
     code = ring.read_text()
     commit = "    store(&frame.commit, ring.nonce + ring.head)\n"
-    first = "    frame = <Frame *>(ring.data + ring.offset)\n    frame.size = <uint32_t>size\n"
+    first = "    frame = <Frame *>(ring.data + ring.offset)\n"
     assert code.count(commit) == 1
     assert code.count(first) == 1
     ring.write_text(code.replace(commit, "").replace(first, first + commit))

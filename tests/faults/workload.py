@@ -147,6 +147,36 @@ def adopt(ledger: int) -> None:
     Recorder(ledger, "small", 0).one()
 
 
+def open_runs(ledger: int, seed: str) -> None:
+    """
+    Keep up to twenty runs open, and change or end a random one, until killed.
+
+    The ledger has `b ID` when a run has begun, `t ID N` and `s ID N` before and after its N-th change, `e ID`
+    and `E ID` before and after its end. A change sets both parts of the prompt, to texts that begin with N.
+    """
+    random = Random(seed)
+    runs: list[tuple[tcc.Run, list[int]]] = []
+    while True:
+        if len(runs) < 20 and random.random() < 0.3:
+            run = tcc.run()
+            runs.append((run, [0]))
+            os.write(ledger, f"b {run.run_id}\n".encode())
+        elif runs:
+            number = random.randrange(len(runs))
+            run, changes = runs[number]
+            if changes[0] and random.random() < 0.2:
+                del runs[number]
+                os.write(ledger, f"e {run.run_id}\n".encode())
+                run.end()
+                os.write(ledger, f"E {run.run_id}\n".encode())
+                continue
+            changes[0] += 1
+            os.write(ledger, f"t {run.run_id} {changes[0]}\n".encode())
+            filling = random.choice(["x", "\u6df1", "\U0001f600"]) * random.choice([1, 50, 2000, 100_000])
+            run.prompt(f"{changes[0]} {filling}", f"{changes[0]} {filling[::2]}")
+            os.write(ledger, f"s {run.run_id} {changes[0]}\n".encode())
+
+
 def forking(ledger: int, seed: str, forks: str) -> None:
     """
     Fork at random moments from a process in which four threads record.
@@ -276,7 +306,8 @@ def _record_into(sender: Any, number: int) -> None:
 
 
 PROGRAMS: dict[str, Callable[..., None]] = {
-    function.__name__: function for function in (endless, some, adopt, forking, forked_by_c, processes)
+    function.__name__: function
+    for function in (endless, some, adopt, open_runs, forking, forked_by_c, processes)
 }
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from picostep._ring import RingError
+from picostep.export.ended import EndedRuns
 from picostep.export.ledger import Ledger
 from picostep.ringdir import NEW_PREFIX, RING_SUFFIX
 
@@ -77,8 +78,8 @@ class Inbox:
         for ring in tuple(self._rings):
             if batch.full:
                 return
-            if not batch.fill(ring):
-                self._found_empty(ring)
+            if not batch.fill(ring) and self._found_empty(ring):
+                batch.fill(ring)
 
     def announce(self, text: str) -> None:
         """Show a text as the last error in the `stats()` of all hosts, also those to come; "" clears it."""
@@ -91,10 +92,16 @@ class Inbox:
         while self._rings:
             self._rings.pop().close()
 
-    def _found_empty(self, ring: RingReader) -> None:
-        """Take note that a ring has nothing more to read."""
+    def _found_empty(self, ring: RingReader) -> bool:
+        """
+        Take note that a ring has nothing more to read.
+
+        Returns:
+            Whether there is something now.
+        """
         if ring.backlog and not self._ledger.in_flight(ring):
             ring.release(ring.position, 0)  # what was there is damaged, and is counted now
+        return False
 
 
 class DirectoryInbox(Inbox):
@@ -112,6 +119,8 @@ class DirectoryInbox(Inbox):
         self._directory = directory
         self._totals = _Totals(directory)
         self._dead: set[RingReader] = set()
+        self._emptied: set[RingReader] = set()  # of the dead: nothing more will be read from them
+        self._ended = EndedRuns()
         self._unreadable: set[str] = set()
         self._changed_ns = -1
         self._scan_at = 0.0
@@ -135,20 +144,26 @@ class DirectoryInbox(Inbox):
             self._clean_at = now + _STALE_AFTER
             self._remove_stale()
 
-    def _found_empty(self, ring: RingReader) -> None:
+    def _found_empty(self, ring: RingReader) -> bool:
         super()._found_empty(ring)
         if ring not in self._dead or not ring.drained or self._ledger.in_flight(ring):
-            return
-        ring.release(ring.position, 0)  # damage may be known from the counters alone
-        if self._ledger.owes(ring):  # its counters are needed, its space is not
+            return False
+        if ring not in self._emptied:
+            if ring.fail_open_runs():
+                return True
+            ring.release(ring.position, 0)  # damage may be known from the counters alone
             ring.shrink()
-            return
+            self._emptied.add(ring)
+        if self._ledger.owes(ring):  # its counters are needed until its records have left the spool
+            return False
         self._totals.add(ring)
         self._remove(ring.name)
         self._rings.remove(ring)
         self._dead.remove(ring)
+        self._emptied.remove(ring)
         self._ledger.close(ring)
         ring.close()
+        return False
 
     def count_gone(self, records: Mapping[str, int]) -> None:
         if records:
@@ -174,6 +189,7 @@ class DirectoryInbox(Inbox):
         except OSError:
             pass  # gone, or no descriptors left
         else:
+            ring.ended = self._ended
             ring.note(self._notice)
             self._ledger.open(ring)
             self._rings.append(ring)
