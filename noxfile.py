@@ -58,11 +58,7 @@ def artifact(session: nox.Session) -> None:
 @nox.session
 def sanitize(session: nox.Session) -> None:
     """The tests on a core built with AddressSanitizer and UndefinedBehaviorSanitizer (gcc, Linux)."""
-    session.install("setuptools", "wheel", "cython")
-    session.install(".[test]")
-    session.install(
-        "--no-deps", "--force-reinstall", "--no-build-isolation", ".", env={"PICOSTEP_BUILD_SANITIZE": "1"}
-    )
+    session.install(".[test]", env={"PICOSTEP_BUILD_SANITIZE": "1"})
     libraries = [
         str(session.run("gcc", f"-print-file-name={name}", silent=True, external=True)).strip()
         for name in ("libasan.so", "libubsan.so")

@@ -26,21 +26,13 @@ import pytest
 import picostep
 from picostep import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError, Run, Step, ToolCall
 from ringfile import Rig, drain
-from support import clean_environment, ring_directory, run_python
+from support import clean_environment, run_python
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
 
 HERE = Path(__file__).parent
 SECRET = "sk-secret-content"
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-
-
-@pytest.fixture(scope="module")
-def module_rig() -> Iterator[Rig]:
-    with ring_directory() as directory:
-        rig = Rig(directory)
-        yield rig
-        rig.close()
 
 
 @pytest.fixture(autouse=True)

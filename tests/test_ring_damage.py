@@ -6,7 +6,6 @@ import fcntl
 import itertools
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,23 +15,8 @@ import pytest
 import picostep
 from picostep._ring import RingError, RingReader
 from ringfile import HEADER, HEADER_SIZE, KIB, SMALLEST, Rig, drain, frames, header, ids, put, record_some
-from support import ring_directory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
-
-
-@pytest.fixture(scope="module")
-def module_rig() -> Iterator[Rig]:
-    with ring_directory() as directory:
-        rig = Rig(directory)
-        yield rig
-        rig.close()
-
-
-@pytest.fixture
-def rig(module_rig: Rig) -> Rig:
-    module_rig.renew(SMALLEST)
-    return module_rig
 
 
 class Image:

@@ -26,6 +26,7 @@ _SCAN_EVERY = 0.5  # seconds
 _STALE_AFTER = 60.0  # seconds after which an unfinished ring that nobody holds is litter
 _ASIDE = ".bad"
 _KEEP_ASIDE = 4  # files
+_MOST = 1 << 63  # records; a damaged file may hold a number that is too long to be written again
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +259,9 @@ class _Totals:
 def _add(sums: dict[str, Any], counters: dict[str, Any]) -> None:
     """Add the counters that are counters, among others, to those of the same name."""
     for key, value in counters.items():
-        if isinstance(value, dict) and isinstance(sums.get(key, {}), dict):
-            _add(sums.setdefault(key, {}), value)
-        elif isinstance(value, int) and isinstance(sums.get(key, 0), int) and key != "in_ring":
+        if key == "in_ring":
+            continue
+        if isinstance(value, dict) and isinstance(sums.get(key), dict):
+            _add(sums[key], value)
+        elif isinstance(value, int) and 0 <= value <= _MOST and isinstance(sums.get(key, 0), int):
             sums[key] = sums.get(key, 0) + value
