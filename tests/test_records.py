@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import os
 import pickle
 import re
 import subprocess
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files 
 
 HERE = Path(__file__).parent
 SECRET = "sk-secret-content"
+CAMPAIGN = os.environ.get("PICOSTEP_CAMPAIGN") == "1"
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
@@ -696,15 +698,17 @@ def test_references_are_returned(rig: Rig) -> None:
 
 
 @pytest.mark.skipif(FREE_THREADED, reason="blocks are counted per thread there")
-@pytest.mark.parametrize("script", sorted(path.name for path in (HERE / "isolated").glob("*.py")))
+@pytest.mark.parametrize("script", sorted(path.name for path in (HERE / "isolated").glob("leaks*.py")))
+@pytest.mark.timeout(3600)
 def test_nothing_leaks(tmp_path: Path, script: str) -> None:
+    """A campaign has a million turns of whole steps."""
     env = clean_environment(PICOSTEP_EXPORTER="off", PICOSTEP_DIR=str(tmp_path), PICOSTEP_TO="stdout")
     done = subprocess.run(
-        [sys.executable, str(HERE / "isolated" / script)],
+        [sys.executable, str(HERE / "isolated" / script), "100000" if CAMPAIGN else "1000"],
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=3600 if CAMPAIGN else 100,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

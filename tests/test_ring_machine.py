@@ -262,4 +262,6 @@ class RingMachine(RuleBasedStateMachine):
 
 def test_any_history(module_rig: Rig) -> None:
     machine = type("Machine", (RingMachine,), {"rig": module_rig})
-    run_state_machine_as_test(machine, settings=settings(stateful_step_count=40))
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=settings.default.max_examples // 5, stateful_step_count=40)
+    )
