@@ -88,7 +88,7 @@ def valgrind(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Fuzz readers of files with atheris on a core built by clang: `-- TARGET -runs=N`, or all for a minute."""
+    """Fuzz the readers of files, on a core built by clang: `-- TARGET -runs=N`, or all for a minute each."""
     session.install("atheris")
     session.install(".[test]", env={"PICOSTEP_BUILD_FUZZ": "1", "CC": "clang"})
     code = "import atheris, os; print(os.path.dirname(os.path.dirname(atheris.__file__)))"

@@ -1,8 +1,8 @@
 """
 Run Python code under valgrind: `python memcheck.py PROGRAM [argument]…`, as for the interpreter itself.
 
-Only errors count in which picostep's core has a part: the interpreter keeps and touches what it likes. The exit code
-is 1 if there are any, or if the program fails.
+Only errors count in which picostep's core has a part: the interpreter keeps and touches what it likes. The
+exit code is 1 if there are any, or if the program fails.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> int:
             "PICOSTEP_DIR": directory,
             "PICOSTEP_TO": "stdout",
         }
-        # A launcher of the interpreter, as pyenv has one, would be what is checked.
+        # sys.executable is the interpreter itself, where `python` may be a script that starts it.
         done = subprocess.run(["valgrind", *options, sys.executable, *program], env=env, check=False)
         errors = list(ElementTree.parse(report).iterfind("error"))
     found = [show(error) for error in errors if ours(error)]

@@ -262,6 +262,5 @@ class RingMachine(RuleBasedStateMachine):
 
 def test_any_history(module_rig: Rig) -> None:
     machine = type("Machine", (RingMachine,), {"rig": module_rig})
-    run_state_machine_as_test(
-        machine, settings=settings(max_examples=settings.default.max_examples // 5, stateful_step_count=40)
-    )
+    examples = settings.default.max_examples // 5  # each has many steps
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40))

@@ -1,4 +1,4 @@
-"""Whatever is called, and however wrongly, nothing is left of it: each success and each refusal of the API."""
+"""Whatever is called, rightly or wrongly, leaves nothing behind: each success and each refusal of the API."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def retained() -> int:
 
 
 def references() -> list[int]:
-    """How many more references there are to each argument of many calls, right and wrong, once they are over."""
+    """How many references to each of its arguments a thousand calls have left, right ones and wrong ones."""
     texts = ["run-id", "step-id", "a prompt", "a response", "a model", "a reason"]
     numbers = [10**9 + number for number in range(3)]
     costs = [Decimal("0.25"), 10**20]
