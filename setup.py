@@ -1,8 +1,8 @@
 """Builds the compiled core; everything static is in pyproject.toml.
 
 Switches, each set to 1 in the environment: PICOSTEP_BUILD_DEBUG (no optimisation, assertions),
-PICOSTEP_BUILD_SANITIZE (ASan and UBSan), PICOSTEP_BUILD_TRACE (line coverage), PICOSTEP_BUILD_ANNOTATE
-(Cython's HTML beside the sources).
+PICOSTEP_BUILD_SANITIZE (ASan and UBSan), PICOSTEP_BUILD_FUZZ (the same and libFuzzer's coverage, with
+CC=clang), PICOSTEP_BUILD_TRACE (line coverage), PICOSTEP_BUILD_ANNOTATE (Cython's HTML beside the sources).
 """
 
 import os
@@ -17,7 +17,8 @@ def _on(name: str) -> bool:
     return os.environ.get(f"PICOSTEP_BUILD_{name}") == "1"
 
 
-DEBUG, SANITIZE, TRACE = _on("DEBUG"), _on("SANITIZE"), _on("TRACE")
+DEBUG, FUZZ, TRACE = _on("DEBUG"), _on("FUZZ"), _on("TRACE")
+SANITIZE = FUZZ or _on("SANITIZE")
 
 cflags: list[str] = []
 ldflags: list[str] = []
@@ -30,8 +31,9 @@ if sys.platform != "win32":
     if sys.platform.startswith("linux"):
         ldflags += ["-pthread"]
 if SANITIZE:
-    cflags += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
-    ldflags += ["-fsanitize=address,undefined"]
+    checks = "-fsanitize=address,undefined" + (",fuzzer-no-link" if FUZZ else "")
+    cflags += ["-O1", "-g", checks, "-fno-omit-frame-pointer"]
+    ldflags += [checks]
 if TRACE:  # coverage.py's plugins need its C tracer, not sys.monitoring
     macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
 

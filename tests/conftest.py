@@ -7,11 +7,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from support import OURS, Ingest, ring_directory
+
+if TYPE_CHECKING:
+    from ringfile import Rig
 
 # No deadline per example: a slow machine is no fault of the code. "campaign" is for long runs, started by
 # hand.
@@ -68,6 +72,26 @@ def ingest() -> Iterator[Ingest]:
     """A real ingest server on 127.0.0.1."""
     with Ingest() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def module_rig() -> Iterator[Rig]:
+    """This process's recorder and its ring, in a directory of the module's."""
+    from ringfile import Rig
+
+    with ring_directory() as directory:
+        rig = Rig(directory)
+        yield rig
+        rig.close()
+
+
+@pytest.fixture
+def rig(module_rig: Rig) -> Rig:
+    """That with an empty ring of the smallest size."""
+    from ringfile import SMALLEST
+
+    module_rig.renew(SMALLEST)
+    return module_rig
 
 
 @pytest.fixture

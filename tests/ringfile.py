@@ -70,6 +70,8 @@ OUTCOME = {
         )
     )
 }
+HEADER_USED = HEADER["last_error"] + 64
+"""Bytes of the header that mean something."""
 MASK = 2**64 - 1
 KINDS = {1: "step", 2: "run", 3: "tool_call", 4: "feedback"}
 

@@ -275,7 +275,9 @@ def test_ring_is_not_counted_twice(directory: RingDir) -> None:
 
 
 def test_damaged_totals_do_not_matter(directory: RingDir) -> None:
-    for rubbish in ("", "[1]", "{", "\0", "[" * 100_000, '{"rings":"x","delivered":null,"dropped":5}'):
+    shapeless = ("", "[1]", "{", "\0", "[" * 100_000, '{"rings":"x","delivered":null,"dropped":5}')
+    # The longest number that can be read: one more, and it could not be written.
+    for rubbish in (*shapeless, '{"accepted":%s}' % ("9" * 4300), '{"accepted":-7,"delivered":-1}'):
         Path(directory.path, "totals.json").write_text(rubbish)
         dead_host(directory, 1)
         drain(directory, Recorder())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import os
 import pickle
 import re
 import subprocess
@@ -26,21 +27,14 @@ import pytest
 import picostep
 from picostep import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError, Run, Step, ToolCall
 from ringfile import Rig, drain
-from support import clean_environment, ring_directory, run_python
+from support import clean_environment, run_python
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
 
 HERE = Path(__file__).parent
 SECRET = "sk-secret-content"
+CAMPAIGN = os.environ.get("PICOSTEP_CAMPAIGN") == "1"
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-
-
-@pytest.fixture(scope="module")
-def module_rig() -> Iterator[Rig]:
-    with ring_directory() as directory:
-        rig = Rig(directory)
-        yield rig
-        rig.close()
 
 
 @pytest.fixture(autouse=True)
@@ -704,15 +698,17 @@ def test_references_are_returned(rig: Rig) -> None:
 
 
 @pytest.mark.skipif(FREE_THREADED, reason="blocks are counted per thread there")
-@pytest.mark.parametrize("script", sorted(path.name for path in (HERE / "isolated").glob("*.py")))
+@pytest.mark.parametrize("script", sorted(path.name for path in (HERE / "isolated").glob("leaks*.py")))
+@pytest.mark.timeout(3600)
 def test_nothing_leaks(tmp_path: Path, script: str) -> None:
+    """A campaign has a million turns of whole steps."""
     env = clean_environment(PICOSTEP_EXPORTER="off", PICOSTEP_DIR=str(tmp_path), PICOSTEP_TO="stdout")
     done = subprocess.run(
-        [sys.executable, str(HERE / "isolated" / script)],
+        [sys.executable, str(HERE / "isolated" / script), "100000" if CAMPAIGN else "1000"],
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=3600 if CAMPAIGN else 100,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from decimal import Decimal
 from random import Random
@@ -35,23 +34,8 @@ from ringfile import (
     ids,
     record_some,
 )
-from support import ring_directory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
-
-
-@pytest.fixture(scope="module")
-def module_rig() -> Iterator[Rig]:
-    with ring_directory() as directory:
-        rig = Rig(directory)
-        yield rig
-        rig.close()
-
-
-@pytest.fixture
-def rig(module_rig: Rig) -> Rig:
-    module_rig.renew(SMALLEST)
-    return module_rig
 
 
 # --- round trip -------------------------------------------------------------------------------------------

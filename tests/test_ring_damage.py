@@ -6,7 +6,6 @@ import fcntl
 import itertools
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,38 +29,31 @@ from ringfile import (
     put,
     record_some,
 )
-from support import ring_directory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
 
 
-@pytest.fixture(scope="module")
-def module_rig() -> Iterator[Rig]:
-    with ring_directory() as directory:
-        rig = Rig(directory)
-        yield rig
-        rig.close()
-
-
-@pytest.fixture
-def rig(module_rig: Rig) -> Rig:
-    module_rig.renew(SMALLEST)
-    return module_rig
+CAMPAIGN = os.environ.get("PICOSTEP_CAMPAIGN") == "1"
 
 
 class Image:
-    """A ring of a dead host in its second lap, with all kinds of records and texts, to be damaged."""
+    """
+    A ring of a dead host in its second lap, with all kinds of records and texts, to be damaged.
 
-    RELEASED = 60
+    Args:
+        capacity: Bytes of data.
 
-    def __init__(self, path: Path, rig: Rig) -> None:
+        rounds: Of five records each.
+    """
+
+    def __init__(self, path: Path, rig: Rig, capacity: int = SMALLEST, rounds: int = 6) -> None:
         self.path = path
-        rig.renew(SMALLEST)
+        rig.renew(capacity)
         reader = rig.reader()
-        for number in range(self.RELEASED):
-            picostep.send_step("run", prompt="p" * 850, response=str(number))
+        while rig.ring.head < capacity - 2000:
+            picostep.send_step("run", prompt="p" * 850, response="")
             sum(1 for _ in drain(reader))
-        for number in range(6):
+        for number in range(rounds):
             picostep.send_run(
                 prompt=f"{number}é", response="深" * 9, metadata={"a": number}, conversational=True
             )
@@ -79,7 +71,7 @@ class Image:
         self.accepted = reader.counters()["accepted"]
         reader.close()
         assert [record["seq"] for record in self.records] == [frame.seq for frame in self.frames]
-        assert len(self.records) == 30
+        assert len(self.records) == 5 * rounds
 
     def open(self, raw: bytes) -> RingReader:
         self.path.write_bytes(raw)
@@ -115,11 +107,34 @@ class Image:
 
 
 @pytest.fixture(scope="module")
-def image(module_rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Image:
+def image(module_rig: Rig) -> Image:
     return Image(module_rig.directory / "image", module_rig)
 
 
+@pytest.fixture(scope="module")
+def small_image(module_rig: Rig) -> Image:
+    """Few records, of which the first lie in the half of the file that it may lack."""
+    return Image(module_rig.directory / "image", module_rig, 2 * SMALLEST, 2)
+
+
 # --- damage of data ---------------------------------------------------------------------------------------
+
+
+def test_every_bit_flipped(small_image: Image) -> None:
+    image = small_image
+    for frame in image.frames:
+        for at in range(frame.at, frame.at + frame.size):
+            for bit in range(8) if CAMPAIGN else [at % 8]:
+                new = bytes([image.raw[at] ^ 1 << bit])
+                image.check_data(image.raw[:at] + new + image.raw[at + 1 :], range(at, at + 1))
+
+
+def test_truncated_at_every_byte(small_image: Image) -> None:
+    """What lies before the cut and, in the next lap, at the beginning of the file is recovered."""
+    image = small_image
+    first = min(frame.at for frame in image.frames if frame.at > HEADER_SIZE + SMALLEST)
+    for length in range(first, len(image.raw), 1 if CAMPAIGN else 13):
+        image.check_data(image.raw[:length], range(length, len(image.raw)))
 
 
 def test_every_byte_of_frames_flipped(image: Image) -> None:
@@ -139,7 +154,7 @@ def test_every_byte_of_frames_flipped(image: Image) -> None:
 def test_regions_overwritten(image: Image) -> None:
     """Anything from a byte to most of the ring, zeroed or random, at random places."""
     random = Random(2)
-    for _ in range(500):
+    for _ in range(30_000 if CAMPAIGN else 500):
         start = random.randrange(HEADER_SIZE, len(image.raw))
         stop = min(len(image.raw), start + random.choice([1, 8, 100, 1000, 30_000]))
         filling = random.choice([bytes(stop - start), random.randbytes(stop - start)])
@@ -149,7 +164,7 @@ def test_regions_overwritten(image: Image) -> None:
 def test_frames_in_other_places(image: Image) -> None:
     """A frame is only a frame in its own place: a copy of one elsewhere is no record."""
     random = Random(3)
-    for _ in range(300):
+    for _ in range(20_000 if CAMPAIGN else 300):
         source, target = random.sample(image.frames, 2)
         copied = image.raw[source.at : source.at + source.size][: len(image.raw) - target.at]
         raw = image.raw[: target.at] + copied + image.raw[target.at + len(copied) :]

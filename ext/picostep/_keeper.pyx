@@ -31,8 +31,12 @@ cdef char **as_list(list texts) except NULL:
     cdef Py_ssize_t i
     if out == NULL:
         raise MemoryError
-    for i in range(len(texts)):
-        out[i] = <bytes?>texts[i]
+    try:
+        for i in range(len(texts)):
+            out[i] = <bytes?>texts[i]
+    except TypeError:
+        PyMem_Free(out)
+        raise
     out[len(texts)] = NULL
     return out
 

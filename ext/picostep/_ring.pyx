@@ -874,6 +874,17 @@ cdef int check_reasons(dropped) except -1:
     return 0
 
 
+cdef uint64_t before_commit(const uint64_t *words, uint64_t n, uint64_t commit) noexcept nogil:
+    """How many of n words come before one that begins a frame or ends a lap in its place.
+
+    `commit` is what the first of them would have to be to begin a frame."""
+    cdef uint64_t i
+    for i in range(n):
+        if words[i] == commit + 8 * i or words[i] == ~(commit + 8 * i):
+            return i
+    return n
+
+
 @cython.final
 cdef class RingReader:
     """Drains one ring: a file of any process, or a private ring of this one.
@@ -1118,12 +1129,21 @@ cdef class RingReader:
 
     cdef int skip_damage(self, uint64_t end, uint64_t limit) except -1:
         """Moves the cursor to the next thing that looks like a frame, or to the end."""
-        cdef uint64_t at = self.cursor + 8, word
+        cdef uint64_t at = self.cursor + 8, n, skipped
         while at < end:
-            word = self.word(at, limit)
-            if word == self.nonce + at or word == ~(self.nonce + at):
-                break
-            at += 8
+            if at % limit >= self.capacity:     # a limit that is nonsense must not cost more than the file
+                at += limit - at % limit
+                continue
+            n = self.fetch(at, 8, limit) // 8
+            if n:
+                n = (self.buffer_n - (at - self.buffer_at)) // 8
+                skipped = before_commit(
+                    <const uint64_t *>(self.buffer + (at - self.buffer_at)), n, self.nonce + at)
+                at += skipped * 8
+                if skipped < n:
+                    break
+            else:
+                at = end
         at = min(at, end)
         # What is damaged at the very beginning may be the place to begin at: then as many as a ring can hold.
         self.slack += (limit if self.fresh else at - self.cursor) // MIN_FRAME + 1

@@ -29,6 +29,7 @@ _STALE_AFTER = 60.0  # seconds after which an unfinished ring that nobody holds 
 _ASIDE = ".bad"
 _KEEP_ASIDE = 4  # files
 _GAUGES = ("in_ring", "in_spool", "unsynced")
+_MOST = 1 << 63  # records; a damaged file may hold a number that is too long to be written again
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +271,13 @@ class _Totals:
 
     def __init__(self, directory: RingDir) -> None:
         self._directory = directory
-        self._counters: dict[str, Any] = {"rings": 0, "damaged_rings": 0, "dropped": {}, "last_ring": ""}
+        self._counters: dict[str, Any] = {
+            "rings": 0,
+            "damaged_rings": 0,
+            "dropped": {},
+            "gone": {},
+            "last_ring": "",
+        }
         loaded = self._load()
         _add(self._counters, loaded)
         self._counters["last_ring"] = loaded.get("last_ring")
@@ -316,7 +323,9 @@ class _Totals:
 def _add(sums: dict[str, Any], counters: dict[str, Any]) -> None:
     """Add the counters that are counters, among others, to those of the same name."""
     for key, value in counters.items():
-        if isinstance(value, dict) and isinstance(sums.get(key, {}), dict):
-            _add(sums.setdefault(key, {}), value)
-        elif isinstance(value, int) and isinstance(sums.get(key, 0), int) and key not in _GAUGES:
+        if key in _GAUGES:
+            continue
+        if isinstance(value, dict) and isinstance(sums.get(key), dict):
+            _add(sums[key], value)
+        elif isinstance(value, int) and 0 <= value <= _MOST and isinstance(sums.get(key, 0), int):
             sums[key] = sums.get(key, 0) + value

@@ -1,0 +1,266 @@
+"""Any history of a ring, against a model of it in plain Python: contents, order, and every counter."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import picostep
+from picostep._ring import RingReader
+from ringfile import FRAME, HEADER, RECORD, SMALLEST, TEXT, WORD, Rig, frames
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
+
+QUARTER = SMALLEST // 4
+LENGTHS = st.sampled_from([0, 1, 2, 7, 8, 9, 100, 400, 1000, 3000, QUARTER // 2, QUARTER - 300, SMALLEST])
+UNITS = st.sampled_from(["a", "é", "深", "\U0001f600"])
+BODIES = ("prompt", "response")
+
+
+def stored(text: str) -> int:
+    """Bytes that a text takes, with its entry: CPython holds 1, 2 or 4 for each character."""
+    highest = max(map(ord, text), default=0)
+    width = 1 if highest < 0x100 else 2 if highest < 0x10000 else 4
+    return TEXT.size + -(-len(text) * width // 8) * 8
+
+
+@dataclass
+class Kept:
+    """A record that was accepted."""
+
+    texts: dict[str, str]
+    size: int
+    shed: bool = False
+    shortened: bool = False
+
+    def check(self, record: dict[str, Any]) -> None:
+        for name, text in self.texts.items():
+            found = record.get(name)
+            if self.shed and name in BODIES:
+                assert found is None
+            elif found != text:
+                assert self.shortened
+                kept, _, marker = found.partition("… [picostep kept ")
+                assert text.startswith(kept)
+                assert marker == f"{len(kept)} of {len(text)} characters]"
+        assert record.get("shed", False) == self.shed
+        assert record.get("shortened", False) == self.shortened
+
+
+@dataclass
+class Model:
+    """What a ring is meant to be: a queue of records, and a number of bytes that it may take."""
+
+    head: int = 0
+    tail: int = 0
+    first: int = 0
+    """Number of the oldest record that is not released."""
+    queue: list[Kept] = field(default_factory=list)
+    """From that one on."""
+    ends: list[int] = field(default_factory=list)
+    """Where each of them ends."""
+    counted: Counter[str] = field(default_factory=Counter)
+
+    def place(self, size: int, part: int) -> int | None:
+        """Bytes that a frame takes with what it must skip; None when it does not fit."""
+        rest = SMALLEST - self.head % SMALLEST
+        total = size + (rest if size > rest else 0)
+        return total if self.head - self.tail + total <= part else None
+
+    def append(self, texts: dict[str, str]) -> Kept | None:
+        """What becomes of a record; its size is not known when it is to be shortened."""
+        empty = FRAME.size + RECORD.size
+        kept = Kept(texts, empty + sum(map(stored, texts.values())))
+        kept.shortened = kept.size > QUARTER
+        kept.size = min(kept.size, QUARTER)
+        total = self.place(kept.size, SMALLEST - SMALLEST // 4)
+        if total is None:
+            small = sum(stored(text) for name, text in texts.items() if name not in BODIES)
+            kept = Kept(texts, empty + small, shed=True)
+            total = self.place(kept.size, SMALLEST)
+        if total is None:
+            self.counted["ring_full"] += 1
+            return None
+        self.head += total
+        self.queue.append(kept)
+        self.ends.append(self.head)
+        self.counted["shed"] += kept.shed
+        self.counted["shortened"] += kept.shortened
+        self.counted["accepted"] += 1
+        return kept
+
+    def release(self, count: int, **lost: int) -> None:
+        """Take out the oldest records: some were lost, the others delivered."""
+        if count:
+            self.tail = self.ends[count - 1]
+        del self.queue[:count], self.ends[:count]
+        self.first += count
+        self.counted.update(lost, delivered=count - sum(lost.values()))
+
+
+class RingMachine(RuleBasedStateMachine):
+    """One host, and one exporter after the other."""
+
+    rig: ClassVar[Rig]
+
+    @initialize()
+    def new_host(self) -> None:
+        self.rig.renew(SMALLEST)
+        self.model = Model()
+        self.alive = True
+        self.settled = True
+        self.number = 0
+        self.open_reader()
+
+    def open_reader(self) -> None:
+        self.reader = RingReader(str(self.rig.path))
+        assert self.reader.alive() == self.alive
+        self.read = 0
+
+    def teardown(self) -> None:
+        self.reader.close()
+
+    # -- the host
+
+    @precondition(lambda self: self.alive)
+    @rule(unit=UNITS, prompt=LENGTHS, response=LENGTHS, times=st.sampled_from([1, 1, 1, 3, 40]))
+    def record(self, unit: str, prompt: int, response: int, times: int) -> None:
+        for _ in range(times):
+            self.number += 1
+            texts = {
+                "run_id": "run",
+                "step_id": str(self.number),
+                "prompt": unit * prompt,
+                "response": unit * response,
+            }
+            picostep.send_step(**texts)
+            kept = self.model.append(texts)
+            if kept is not None and kept.shortened:
+                self.take_size_of_last(kept)
+
+    def take_size_of_last(self, kept: Kept) -> None:
+        """How much is cut off follows from no rule that a model could have: near a quarter of the ring."""
+        size = frames(self.rig.raw())[-1].size
+        assert QUARTER - 512 < size <= QUARTER
+        saved = kept.size - size
+        rest = SMALLEST - (self.model.head - kept.size) % SMALLEST
+        if rest < QUARTER and size <= rest:  # shorter than was thought, it needs to skip nothing
+            saved += rest
+        kept.size = size
+        self.model.head -= saved
+        self.model.ends[-1] = self.model.head
+
+    @precondition(lambda self: self.alive)
+    @rule(how=st.sampled_from(["between records", "before the head", "before the commit"]))
+    def host_dies(self, how: str) -> None:
+        self.rig.ring.close()
+        self.alive = self.settled = False
+        unread = len(self.model.queue) - self.read
+        if unread and how != "between records":
+            last = frames(self.rig.raw())[-1]
+            fd = os.open(self.rig.path, os.O_WRONLY)
+            os.pwrite(fd, WORD.pack(last.position), HEADER["head"])
+            if how == "before the commit":
+                os.pwrite(fd, bytes(WORD.size), last.at)
+                self.model.queue.pop()
+                self.model.counted.update(torn=1, accepted=-1)
+            os.close(fd)
+        assert not self.reader.alive()
+
+    @precondition(lambda self: not self.alive and self.settled and not self.model.queue)
+    @rule()
+    def another_host(self) -> None:
+        self.reader.close()
+        self.new_host()
+
+    # -- the exporter
+
+    @rule(most=st.sampled_from([1, 2, 7, 1000]), most_bytes=st.sampled_from([1, 5000, 1 << 30]))
+    def read_some(self, most: int, most_bytes: int) -> None:
+        start = self.reader.position
+        records = self.reader.read(most, most_bytes)
+        assert len(records) <= most
+        for number, record in enumerate(records, self.read):
+            assert record["seq"] == self.model.first + number
+            self.model.queue[number].check(record)
+        self.read += len(records)
+        if len(records) < most and self.reader.position - start < most_bytes:
+            assert self.read == len(self.model.queue)
+            self.settled = not self.alive
+        else:
+            assert records
+
+    @precondition(lambda self: self.read)
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        """The sinks are through with all that was read; some of it may have been refused."""
+        rejected = data.draw(st.integers(0, min(2, self.read)), "rejected")
+        unencodable = data.draw(st.integers(0, min(1, self.read - rejected)), "unencodable")
+        lost = {"rejected": rejected, "encode_error": unencodable}
+        self.reader.release(self.reader.position, self.read - rejected - unencodable, lost)
+        self.model.release(self.read, **lost)
+        self.read = 0
+
+    @rule()
+    def deliver_fails(self) -> None:
+        self.reader.rewind()
+        self.read = 0
+
+    @rule()
+    def exporter_restarts(self) -> None:
+        self.reader.close()
+        self.open_reader()
+        if not self.alive:
+            self.settled = False
+
+    # -- what holds at any time
+
+    @invariant()
+    def conserved(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        counters = self.reader.counters()
+        counted = self.model.counted
+        assert counters["delivered"] == counted["delivered"]
+        assert counters["shed"] == counted["shed"]
+        assert counters["shortened"] == counted["shortened"]
+        names = ("ring_full", "encode_error", "rejected")
+        assert counters["dropped"] == {"corrupt": 0} | {name: counted[name] for name in names}
+        if self.alive or self.settled:
+            assert counters["torn"] == counted["torn"]
+            assert counters["in_ring"] == len(self.model.queue)
+            assert (
+                counters["accepted"]
+                == counted["accepted"]
+                == (
+                    counted["delivered"]
+                    + counted["rejected"]
+                    + counted["encode_error"]
+                    + len(self.model.queue)
+                )
+            )
+        if self.alive:
+            assert self.rig.check() == self.rig.ring.counters() == counters
+            assert self.rig.ring.head == self.model.head
+            assert self.model.head - self.rig.ring.tail <= SMALLEST
+
+
+def test_any_history(module_rig: Rig) -> None:
+    machine = type("Machine", (RingMachine,), {"rig": module_rig})
+    examples = settings.default.max_examples // 5  # each has many steps
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40))
