@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["cost", "default_destination", "destination", "disjoint", "misused", "open_ring", "to_ns"]
 
 MAX_DESTINATIONS = 64
+NOWHERE = MAX_DESTINATIONS  # the core has no ring there: what is recorded into it is counted as lost
 FLUSH_TIMEOUT = 30.0
 # What the exporter runs: -I -S keep the host's environment, user site and .pth hooks out. Its own standard
 # library comes first. load(), not read(): a child that the host forks meanwhile may keep the pipe open.
@@ -47,7 +48,7 @@ BOOT = (
 _settings: Settings | None = None
 _default: int = -1
 _destinations: list[Destination] = []
-_numbers: dict[tuple[object, ...], int] = {}
+_numbers: dict[tuple[str | None, str | None, str | None], int] = {}
 _keepers: dict[int, Keeper] = {}
 _threads: dict[int, object] = {}
 _overrides: dict[int, Overrides] = {}
@@ -80,6 +81,34 @@ def configure(new: Settings) -> None:
 
 def default_destination() -> int:
     """Return the number of the default destination, with a ring; raises ConfigError."""
+    return NOWHERE if _interrupts_itself() else _resolve_default()
+
+
+def destination(api_key: str | None, tcc_url: str | None, feedback_url: str | None) -> int:
+    """Return the number of the destination of one run, step, tool call or feedback; raises ConfigError."""
+    key = (api_key, tcc_url, feedback_url)
+    number = _numbers.get(key)
+    if number is not None and _has_ring(number):
+        return number
+    return NOWHERE if _interrupts_itself() else _resolve(key)
+
+
+def _interrupts_itself() -> bool:
+    """
+    Return whether an earlier call of this thread into this module is under way.
+
+    A signal handler, a finalizer or a tracing hook may come in between any two lines, also when a module is
+    half imported. Importing that once more would raise or, before Python 3.12, wait for ever.
+    """
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        if frame.f_code in _ENTRIES:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _resolve_default() -> int:
     global _default
     current = settings()
     if _default < 0:
@@ -88,20 +117,18 @@ def default_destination() -> int:
         _default = _number(wanted)
     _records.use(_default, current.disabled, current.misuse == "raise")
     if not current.disabled:
-        open_ring(_default)
+        _provide_ring(_default)
     return _default
 
 
-def destination(api_key: str | None, tcc_url: str | None, feedback_url: str | None) -> int:
-    """Return the number of the destination of one run, step, tool call or feedback; raises ConfigError."""
+def _resolve(key: tuple[str | None, str | None, str | None]) -> int:
     current = settings()
     if current.disabled:
-        return default_destination()
-    key = (api_key, tcc_url, feedback_url)
+        return _resolve_default()
     number = _numbers.get(key)
     if number is None:
-        number = _numbers[key] = _number(_config.destination(current, api_key, tcc_url, feedback_url))
-    open_ring(number)
+        number = _numbers[key] = _number(_config.destination(current, *key))
+    _provide_ring(number)
     return number
 
 
@@ -145,7 +172,7 @@ def cost(step: dict[str, object], number: int) -> tuple[Decimal | None, str]:
 
 def _overrides_of(number: int) -> Overrides | None:
     found = _overrides.get(number)
-    if found is None and _destinations[number].prices:
+    if found is None and number != NOWHERE and _destinations[number].prices:
         from picostep.prices.overrides import Overrides
 
         found = _overrides[number] = Overrides.from_plain(_destinations[number].prices)
@@ -162,9 +189,16 @@ def misused(kind: str, message: str) -> None:
 
 def open_ring(number: int) -> None:
     """Give a destination a ring and an exporter, unless it has a ring. Never raises: losses are counted."""
+    if number != NOWHERE and not _interrupts_itself():
+        _provide_ring(number)
+
+
+_ENTRIES = frozenset(function.__code__ for function in (default_destination, destination, open_ring))
+
+
+def _provide_ring(number: int) -> None:
     _forget_parent()
-    ring = _rings.get(number)
-    if ring is not None and ring.open:
+    if _has_ring(number):
         return
     if not _destinations[number].to:  # begun while recording was switched off
         return
@@ -172,6 +206,11 @@ def open_ring(number: int) -> None:
         _open_ring(number, settings())
     except Exception as error:  # whatever it is, the host goes on
         _logger().warning("cannot record: %s", error)
+
+
+def _has_ring(number: int) -> bool:
+    ring = _rings.get(number)
+    return ring is not None and ring.open
 
 
 # ---- rings and their exporters -----------------------------------------------------------------------------
