@@ -86,8 +86,23 @@ def test_records_in_the_middle_of_the_first(ring_base: Path) -> None:
 
 # --- many records -----------------------------------------------------------------------------------------
 
+# What takes the place of an exporter, as JSON and sinks would be slower than the recording.
+DRAIN = """
+import os, select, sys, time
+from picostep._ring import RingReader
+ring, count, told = RingReader(sys.argv[1]), 0, False
+while not told or ring.backlog:
+    records = ring.read(4096, 1 << 20)
+    count += len(records)
+    ring.release(ring.position, len(records))
+    if not records:
+        time.sleep(0.001)
+        told = told or bool(select.select([0], [], [], 0)[0])
+print(count)
+"""
+
 HOOKS = """
-import faulthandler, gc, itertools, logging, signal, sys, threading, time
+import faulthandler, gc, glob, itertools, logging, os, signal, subprocess, sys, threading, time
 import picostep
 
 goal, hooks, seconds = int(sys.argv[1]), sys.argv[2].split("+"), float(sys.argv[3])
@@ -115,6 +130,10 @@ class Handler(logging.Handler):
         hook()
 
 record()
+(ring,) = glob.glob(os.environ["PICOSTEP_DIR"] + "/*/*/*.ring")
+drain = subprocess.Popen(
+    [sys.executable, "-c", sys.argv[4], ring], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+)
 if "signal" in hooks:
     signal.signal(signal.SIGALRM, hook)
     signal.setitimer(signal.ITIMER_REAL, 0.0006, 0.0006)
@@ -169,13 +188,12 @@ gc.collect()
 if "monitoring" in hooks:
     sys.monitoring.free_tool_id(3)
 spent = time.monotonic() - start
-assert picostep.flush(60.0), picostep.stats()
+drained = int(drain.communicate("")[0])
 stats, recorded, hooked = picostep.stats(), next(calls), next(by_hooks)
 dropped = stats["dropped"]
-assert recorded >= goal and hooked > goal // 500, (recorded, hooked)
+assert recorded >= goal and hooked > goal // 3000, (recorded, hooked)
 assert stats["recorded"] == recorded, (recorded, stats)
-assert stats["accepted"] == recorded - dropped["ring_full"] == stats["delivered"], (recorded, stats)
-assert not stats["torn"] if "torn" in stats else True
+assert stats["accepted"] == recorded - dropped["ring_full"] == stats["delivered"] == drained, (recorded, stats)
 print(recorded, "records,", hooked, "of them by hooks, in", round(spent, 1), "s;", dropped["ring_full"], "ring full")
 """
 
@@ -192,11 +210,11 @@ KINDS = [
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("hooks", KINDS)
-def test_hooks_that_record(ring_base: Path, tmp_path: Path, hooks: str) -> None:
+def test_hooks_that_record(ring_base: Path, hooks: str) -> None:
     """From three threads: nobody hangs, and the counters are what was recorded."""
     count = times(30_000, 10_000_000 if "+" in hooks else 1_000_000)
-    env = {"PICOSTEP_DIR": str(ring_base), "PICOSTEP_TO": "jsonl:/dev/null"}
-    done = run_python(HOOKS, env, timeout=800.0, args=(str(count), hooks, str(times(60, 700))))
+    env = {"PICOSTEP_DIR": str(ring_base), "PICOSTEP_TO": "stdout", "PICOSTEP_EXPORTER": "off"}
+    done = run_python(HOOKS, env, timeout=800.0, args=(str(count), hooks, str(times(60, 700)), DRAIN))
     assert done.stderr == ""
     print(f"\n{hooks}: {done.stdout}")
 
