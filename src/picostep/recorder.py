@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from _thread import get_ident
 from time import monotonic, sleep
 
 from picostep import _records, _ring
@@ -26,11 +27,16 @@ from picostep.usage import disjoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from decimal import Decimal
     from logging import Logger
+    from types import ModuleType
+    from typing import TypeVar
 
     from picostep.prices.overrides import Overrides
     from picostep.ringdir import RingDir
+
+    T = TypeVar("T")
 
 # The core finds these here, by name.
 __all__ = ["cost", "default_destination", "destination", "disjoint", "misused", "open_ring", "to_ns"]
@@ -38,6 +44,7 @@ __all__ = ["cost", "default_destination", "destination", "disjoint", "misused", 
 MAX_DESTINATIONS = 64
 NOWHERE = MAX_DESTINATIONS  # the core has no ring there: what is recorded into it is counted as lost
 FLUSH_TIMEOUT = 30.0
+FORK_TIMEOUT = 2.0  # seconds
 # What the exporter runs: -I -S keep the host's environment, user site and .pth hooks out. Its own standard
 # library comes first. load(), not read(): a child that the host forks meanwhile may keep the pipe open.
 BOOT = (
@@ -55,6 +62,7 @@ _overrides: dict[int, Overrides] = {}
 _retired: list[dict[str, object]] = []
 _misuses: dict[str, int] = {}
 _forks = 0
+_importing: set[int] = set()  # threads that may hold a lock of the import system on our behalf
 _at_exit_known = False
 
 
@@ -81,7 +89,7 @@ def configure(new: Settings) -> None:
 
 def default_destination() -> int:
     """Return the number of the default destination, with a ring; raises ConfigError."""
-    return NOWHERE if _interrupts_itself() else _resolve_default()
+    return NOWHERE if _interrupts_itself() else _may_import(_resolve_default)
 
 
 def destination(api_key: str | None, tcc_url: str | None, feedback_url: str | None) -> int:
@@ -90,7 +98,7 @@ def destination(api_key: str | None, tcc_url: str | None, feedback_url: str | No
     number = _numbers.get(key)
     if number is not None and _has_ring(number):
         return number
-    return NOWHERE if _interrupts_itself() else _resolve(key)
+    return NOWHERE if _interrupts_itself() else _may_import(lambda: _resolve(key))
 
 
 def _interrupts_itself() -> bool:
@@ -106,6 +114,32 @@ def _interrupts_itself() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _may_import(function: Callable[[], T]) -> T:
+    """Call a function; `os.fork()` in other threads waits for it."""
+    thread = get_ident()
+    try:
+        _importing.add(thread)
+        return function()
+    finally:
+        _importing.discard(thread)
+
+
+def _before_fork() -> None:
+    """
+    Let other threads finish what they import.
+
+    The child would find the lock of a half imported module held by a thread that it does not have, and wait for
+    ever when it needs that module. Not by a lock of ours: who imports may wait for somebody who forks.
+    """
+    deadline = monotonic() + FORK_TIMEOUT
+    while _importing - {get_ident()} and monotonic() < deadline:
+        sleep(0.0005)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_importing.clear)
 
 
 def _resolve_default() -> int:
@@ -190,7 +224,7 @@ def misused(kind: str, message: str) -> None:
 def open_ring(number: int) -> None:
     """Give a destination a ring and an exporter, unless it has a ring. Never raises: losses are counted."""
     if number != NOWHERE and not _interrupts_itself():
-        _provide_ring(number)
+        _may_import(lambda: _provide_ring(number))
 
 
 _ENTRIES = frozenset(function.__code__ for function in (default_destination, destination, open_ring))
@@ -370,12 +404,17 @@ def _start_thread(
 def _export(number: int, current: Settings, path: str | None, problem: str | None) -> None:
     if problem:
         _logger().warning("%s", problem)
-    from picostep.export.thread import export_private, export_shared
-
+    exporter = _may_import(_thread_exporter)
     if path is None:
-        export_private(_rings[number], _destinations[number], current)
+        exporter.export_private(_rings[number], _destinations[number], current)
     else:
-        export_shared(path, _destinations[number], current)
+        exporter.export_shared(path, _destinations[number], current)
+
+
+def _thread_exporter() -> ModuleType:
+    from picostep.export import thread
+
+    return thread
 
 
 # ---- waiting and counting ----------------------------------------------------------------------------------

@@ -241,7 +241,8 @@ def test_forks_under_load(ring_base: Path, ingest: Ingest, exporter: str) -> Non
     env = environment(ring_base, ingest.url, PICOSTEP_EXPORTER=exporter)
     done = run_python(LOAD, env, timeout=60.0 + forks, args=(str(forks), str(50.0 + forks)))
     if exporter == "thread":  # what the last one left is taken by the next process
-        run_python("import picostep; picostep.send_step('r', prompt='p', response='r')", environment(ring_base, ingest.url))
+        last = environment(ring_base, ingest.url)
+        run_python("import picostep; picostep.send_step('r', prompt='p', response='r')", last)
     wait_for_no_rings(ring_base)
     ids = [item["step_id"] for item in ingest.items()]
     assert len(ids) == len(set(ids)) == int(done.stdout) + (exporter == "thread")
@@ -252,6 +253,7 @@ def test_forks_under_load(ring_base: Path, ingest: Ingest, exporter: str) -> Non
 OPENING = """
 import faulthandler, os, signal, sys, threading
 import picostep
+picostep.recorder.FORK_TIMEOUT = 0.01  # else fork() waits for the thread that waits for it
 
 def trial(nth):
     reached, go = threading.Event(), threading.Event()
@@ -308,6 +310,66 @@ print(nth)
 def test_fork_while_another_thread_opens_a_ring(ring_base: Path) -> None:
     env = environment(ring_base, "http://127.0.0.1:9/", PICOSTEP_EXPORTER="off")
     done = run_python(OPENING, env, timeout=100.0, args=(str(times(11, 1)),))
+    print(f"\nforked at {done.stdout.strip()} lines")
+
+
+# The same where modules are imported: the thread goes on by itself, slowly.
+IMPORTING = """
+import faulthandler, os, signal, sys, threading, time
+import picostep
+
+def trial(nth):
+    reached, lines = threading.Event(), 0
+
+    def line(frame, event, arg):
+        nonlocal lines
+        if event == "line":
+            lines += 1
+            if lines == nth:
+                reached.set()
+                time.sleep(0.03)
+        return line
+
+    def first():
+        sys.settrace(line)
+        picostep.send_step("r", prompt="p", response="r")
+        sys.settrace(None)
+        reached.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    reached.wait(10)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(5)
+        picostep.send_step("r", prompt="p", response="r")
+        os._exit(0 if picostep.stats()["accepted"] == 1 else 9)
+    thread.join()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == 0, (nth, code)
+    return lines >= nth
+
+nth, step, trials = 1, int(sys.argv[1]), 0
+while True:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if trial(nth) else 3)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code == 3:
+        break
+    assert code == 0, (nth, code)
+    nth += step
+    trials += 1
+assert trials > 10
+print(trials)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_fork_while_another_thread_imports(ring_base: Path) -> None:
+    """The child must not find a module locked for ever."""
+    env = environment(ring_base, "http://127.0.0.1:9/", PICOSTEP_EXPORTER="off")
+    done = run_python(IMPORTING, env, timeout=250.0, args=(str(times(701, 37)),))
     print(f"\nforked at {done.stdout.strip()} lines")
 
 
