@@ -130,8 +130,8 @@ def _before_fork() -> None:
     """
     Let other threads finish what they import.
 
-    The child would find the lock of a half imported module held by a thread that it does not have, and wait for
-    ever when it needs that module. Not by a lock of ours: who imports may wait for somebody who forks.
+    The child would find the lock of a half imported module held by a thread that it does not have, and would
+    wait for ever when it needs that module. Not by a lock of ours: who imports may wait for one who forks.
     """
     deadline = monotonic() + FORK_TIMEOUT
     while _importing - {get_ident()} and monotonic() < deadline:

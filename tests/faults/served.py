@@ -3,8 +3,8 @@ Applications for the servers of the fault tests: each request records a run with
 
 Like a program of `workload`, one writes `i ID DIGEST` into a ledger before a step's `end()`; the promise is
 the response. The ledger is a file, as servers do not hand descriptors on to all of their workers. Settings:
-`SERVED_LEDGER`, its name; `SERVED_AT_IMPORT=1` to record a step when this module is imported, which gunicorn's
-master does with `--preload`; `SERVED_PLAIN=1` for the same application without picostep.
+`SERVED_LEDGER`, its name; `SERVED_AT_IMPORT=1` to record a step when this module is imported, which is what
+gunicorn's master does with `--preload`; `SERVED_PLAIN=1` for the same application without picostep.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def answer(name: str) -> bytes:
 def wsgi(environ: Mapping[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
     """The application as gunicorn's sync and threaded workers call it."""
     body = answer(environ["PATH_INFO"])
-    start_response(
-        "200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    )
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
 
 

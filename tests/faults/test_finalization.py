@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -88,7 +85,10 @@ record("first")
 
 
 def prompts(ingest: Ingest) -> list[str]:
-    return sorted(item["prompt"] if isinstance(item["prompt"], str) else item["prompt"]["user_prompt"] for item in ingest.items())
+    return sorted(
+        item["prompt"] if isinstance(item["prompt"], str) else item["prompt"]["user_prompt"]
+        for item in ingest.items()
+    )
 
 
 @pytest.mark.parametrize("name", LATE)

@@ -35,7 +35,14 @@ EXIT_LIMIT = 2.0 + 0.25  # seconds that picostep may add to the exit of a server
 STARTS = 20.0
 
 UVICORN = ["uvicorn", "served:asgi", "--no-access-log"]
-GUNICORN = ["gunicorn", "served:wsgi", "--workers=2", "--worker-tmp-dir=/dev/shm", "--no-control-socket", "--graceful-timeout=5"]
+GUNICORN = [
+    "gunicorn",
+    "served:wsgi",
+    "--workers=2",
+    "--worker-tmp-dir=/dev/shm",
+    "--no-control-socket",
+    "--graceful-timeout=5",
+]
 SERVERS: dict[str, list[str]] = {
     "uvicorn": UVICORN,
     "uvicorn, 2 workers": [*UVICORN, "--workers=2"],
@@ -277,7 +284,7 @@ def test_server_that_is_told_to_end(
     seconds = server.end(signal.SIGTERM)
     server.stop_asking()
     check(server, ledger, ingest, ring_base, int(at_import))
-    print(f"\n{name}: {len(server.answers)} answered by {len(server.workers())} workers, ended in {seconds:.2f} s")
+    print(f"\n{name}: {len(server.answers)} answers, ended in {seconds:.2f} s")
 
 
 @servers("uvicorn", campaign=("uvicorn, 2 workers", "gunicorn, threads, preloaded"))
@@ -296,7 +303,7 @@ def test_server_that_is_interrupted(
 def test_workers_that_are_replaced(
     ring_base: Path, ingest: Ingest, ledger: Path, serve: Serve, name: str
 ) -> None:
-    """All the time, as with `--max-requests`, and at SIGHUP, which makes gunicorn load the application anew."""
+    """All the time, by `--max-requests`, and at SIGHUP, which makes gunicorn load the application anew."""
     server = serve(name, settings(ring_base, ingest.url, ledger), "--max-requests=25")
     server.ask_all_the_time()
     for _ in range(times(2, 20)):
@@ -329,7 +336,7 @@ def test_workers_that_are_killed(
 
 @servers("gunicorn, threads", campaign=("uvicorn", "uvicorn, 2 workers"))
 def test_exit_with_a_dead_backend(ring_base: Path, ledger: Path, serve: Serve, name: str) -> None:
-    """It takes two seconds longer than without picostep at most; all is delivered when the backend is back."""
+    """Two seconds longer than without picostep at most; all is delivered when the backend is back."""
     plain = serve(name, {"SERVED_PLAIN": "1"})
     plain.ask_all_the_time()
     plain.wait_for_answers(20)
