@@ -182,7 +182,7 @@ cdef struct Ring:
     Ring *next              # all rings of this process, for the handler of fork()
 
 cdef struct Host:           # what a process shares between its rooms
-    Ring *ring[MAX_DESTINATIONS]
+    Ring *ring[MAX_DESTINATIONS + 1]    # the last is always NULL, for records that have no destination
     Ring *all
     Clock clock
     IdPool ids

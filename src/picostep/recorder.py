@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from _thread import get_ident
 from time import monotonic, sleep
 
 from picostep import _records, _ring
@@ -29,15 +30,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from decimal import Decimal
     from logging import Logger
+    from types import ModuleType
+    from typing import TypeVar
 
     from picostep.prices.overrides import Overrides
     from picostep.ringdir import RingDir
+
+    T = TypeVar("T")
 
 # The core finds these here, by name.
 __all__ = ["cost", "default_destination", "destination", "disjoint", "misused", "open_ring", "to_ns"]
 
 MAX_DESTINATIONS = 64
+NOWHERE = MAX_DESTINATIONS  # the core has no ring there: what is recorded into it is counted as lost
 FLUSH_TIMEOUT = 30.0
+FORK_TIMEOUT = 2.0  # seconds
 # What the exporter runs: -I -S keep the host's environment, user site and .pth hooks out. Its own standard
 # library comes first. load(), not read(): a child that the host forks meanwhile may keep the pipe open.
 BOOT = (
@@ -48,13 +55,14 @@ BOOT = (
 _settings: Settings | None = None
 _default: int = -1
 _destinations: list[Destination] = []
-_numbers: dict[tuple[object, ...], int] = {}
+_numbers: dict[tuple[str | None, str | None, str | None], int] = {}
 _keepers: dict[int, Keeper] = {}
 _threads: dict[int, object] = {}
 _overrides: dict[int, Overrides] = {}
 _retired: list[dict[str, object]] = []
 _misuses: dict[str, int] = {}
 _forks = 0
+_importing: set[int] = set()  # threads that may hold a lock of the import system on our behalf
 _at_exit_known = False
 
 
@@ -81,6 +89,66 @@ def configure(new: Settings) -> None:
 
 def default_destination() -> int:
     """Return the number of the default destination, with a ring; raises ConfigError."""
+    return NOWHERE if _interrupts_itself() else _may_import(_resolve_default)
+
+
+def destination(api_key: str | None, tcc_url: str | None, feedback_url: str | None) -> int:
+    """Return the number of the destination of one run, step, tool call or feedback; raises ConfigError."""
+    key = (api_key, tcc_url, feedback_url)
+    number = _numbers.get(key)
+    if number is not None and _has_ring(number):
+        return number
+    if _interrupts_itself():
+        return NOWHERE
+    try:
+        return _may_import(lambda: _resolve(key))
+    except ConfigError as error:
+        del api_key, tcc_url, feedback_url, key  # they may be shown with the traceback
+        raise error.with_traceback(None) from None
+
+
+def _interrupts_itself() -> bool:
+    """
+    Return whether an earlier call of this thread into this module is under way.
+
+    A signal handler, a finalizer or a tracing hook may come in between any two lines, also when a module is
+    half imported. Importing that once more would raise or, before Python 3.12, wait for ever.
+    """
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        if frame.f_code in _ENTRIES:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _may_import(function: Callable[[], T]) -> T:
+    """Call a function; `os.fork()` in other threads waits for it."""
+    thread = get_ident()
+    try:
+        _importing.add(thread)
+        return function()
+    finally:
+        _importing.discard(thread)
+
+
+def _before_fork() -> None:
+    """
+    Let other threads finish what they import.
+
+    The child would find the lock of a half imported module held by a thread that it does not have, and would
+    wait for ever when it needs that module. Not by a lock of ours: who imports may wait for one who forks.
+    """
+    deadline = monotonic() + FORK_TIMEOUT
+    while _importing - {get_ident()} and monotonic() < deadline:
+        sleep(0.0005)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_importing.clear)
+
+
+def _resolve_default() -> int:
     global _default
     current = settings()
     if _default < 0:
@@ -89,24 +157,18 @@ def default_destination() -> int:
         _default = _number(wanted)
     _records.use(_default, current.disabled, current.misuse == "raise")
     if not current.disabled:
-        open_ring(_default)
+        _provide_ring(_default)
     return _default
 
 
-def destination(api_key: str | None, tcc_url: str | None, feedback_url: str | None) -> int:
-    """Return the number of the destination of one run, step, tool call or feedback; raises ConfigError."""
+def _resolve(key: tuple[str | None, str | None, str | None]) -> int:
     current = settings()
     if current.disabled:
-        return default_destination()
-    key = (api_key, tcc_url, feedback_url)
+        return _resolve_default()
     number = _numbers.get(key)
     if number is None:
-        try:
-            number = _numbers[key] = _number(_where(current, *key))
-        except ConfigError as error:
-            del api_key, tcc_url, feedback_url, key
-            raise error.with_traceback(None) from None
-    open_ring(number)
+        number = _numbers[key] = _number(_where(current, *key))
+    _provide_ring(number)
     return number
 
 
@@ -159,7 +221,7 @@ def cost(step: dict[str, object], number: int) -> tuple[Decimal | None, str]:
 
 def _overrides_of(number: int) -> Overrides | None:
     found = _overrides.get(number)
-    if found is None and _destinations[number].prices:
+    if found is None and number != NOWHERE and _destinations[number].prices:
         from picostep.prices.overrides import Overrides
 
         found = _overrides[number] = Overrides.from_plain(_destinations[number].prices)
@@ -176,9 +238,16 @@ def misused(kind: str, message: str) -> None:
 
 def open_ring(number: int) -> None:
     """Give a destination a ring and an exporter, unless it has a ring. Never raises: losses are counted."""
+    if number != NOWHERE and not _interrupts_itself():
+        _may_import(lambda: _provide_ring(number))
+
+
+_ENTRIES = frozenset(function.__code__ for function in (default_destination, destination, open_ring))
+
+
+def _provide_ring(number: int) -> None:
     _forget_parent()
-    ring = _rings.get(number)
-    if ring is not None and ring.open:
+    if _has_ring(number):
         return
     if not _destinations[number].to:  # begun while recording was switched off
         return
@@ -186,6 +255,11 @@ def open_ring(number: int) -> None:
         _open_ring(number, settings())
     except Exception as error:  # whatever it is, the host goes on
         _logger().warning("cannot record: %s", error)
+
+
+def _has_ring(number: int) -> bool:
+    ring = _rings.get(number)
+    return ring is not None and ring.open
 
 
 # ---- rings and their exporters -----------------------------------------------------------------------------
@@ -346,12 +420,17 @@ def _start_thread(
 def _export(number: int, current: Settings, path: str | None, problem: str | None) -> None:
     if problem:
         _logger().warning("%s", problem)
-    from picostep.export.thread import export_private, export_shared
-
+    exporter = _may_import(_thread_exporter)
     if path is None:
-        export_private(_rings[number], _destinations[number], current)
+        exporter.export_private(_rings[number], _destinations[number], current)
     else:
-        export_shared(path, _destinations[number], current)
+        exporter.export_shared(path, _destinations[number], current)
+
+
+def _thread_exporter() -> ModuleType:
+    from picostep.export import thread
+
+    return thread
 
 
 # ---- waiting and counting ----------------------------------------------------------------------------------

@@ -139,3 +139,259 @@ def test_child_counts_for_itself(ring_base: Path, ingest: Ingest) -> None:
     run_python(STATS, environment(ring_base, ingest.url))
     wait_until(lambda: len(ingest.items()) == 4, 10.0)
     assert time.monotonic() - start < 20.0
+
+
+# --- forks of every kind, at every moment -----------------------------------------------------------------
+
+# Eight threads record while others fork. A child records, ends in one of several ways, and tells its ids.
+LOAD = """
+import faulthandler, itertools, os, random, signal, sys, threading, time
+import picostep
+
+forks, seconds = int(sys.argv[1]), float(sys.argv[2])
+faulthandler.dump_traceback_later(seconds, exit=True)
+faulthandler.register(signal.SIGUSR1, all_threads=True)
+reading, writing = os.pipe()
+stop = threading.Event()
+recorded = itertools.count()
+
+def record(prompt="parent"):
+    step = picostep.step("r").prompt(prompt).response("r")
+    os.write(writing, step.step_id.encode() + b"\\n")
+    step.end()
+
+def load():
+    while not stop.is_set():
+        record()
+        time.sleep(0.002)
+
+def reap(pid):
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return status
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGUSR1)  # it says where it hangs
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "hung"
+
+def fork_once(number, depth=0):
+    fork = os.forkpty if number % 10 == 3 else os.fork
+    answer = fork()
+    pid = answer[0] if isinstance(answer, tuple) else answer
+    if pid == 0:
+        try:
+            for _ in range(3):
+                record("child")
+            if depth == 0 and number % 4 == 0:
+                if fork_once(number + 1, 1):
+                    os._exit(7)
+                record("child")
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(8)
+    status = reap(pid)
+    if isinstance(answer, tuple):
+        os.close(answer[1])
+    return status
+
+ids = []
+def collect():
+    with open(reading, "rb") as lines:
+        ids.extend(lines.read().split())
+
+collector = threading.Thread(target=collect)
+collector.start()
+threads = [threading.Thread(target=load) for _ in range(8)]
+for thread in threads:
+    thread.start()
+results = []
+
+def fork_some(count):
+    for number in range(count):
+        time.sleep(random.uniform(0.0, 0.01))
+        results.append(fork_once(number))
+
+others = [threading.Thread(target=fork_some, args=(forks // 2,))]  # not only from the main thread
+for thread in others:
+    thread.start()
+fork_some(forks - forks // 2)
+for thread in others:
+    thread.join()
+stop.set()
+for thread in threads:
+    thread.join()
+os.close(writing)
+collector.join()
+assert results == [0] * forks, [result for result in results if result]
+assert len(ids) == len(set(ids)), len(ids) - len(set(ids))
+print(len(ids))
+"""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("exporter", ["process", "thread"])
+def test_forks_under_load(ring_base: Path, ingest: Ingest, exporter: str) -> None:
+    """From two threads, by fork() and forkpty(), in children as well, while eight threads record."""
+    forks = times(30, 500)
+    env = environment(ring_base, ingest.url, PICOSTEP_EXPORTER=exporter)
+    done = run_python(LOAD, env, timeout=60.0 + forks, args=(str(forks), str(50.0 + forks)))
+    if exporter == "thread":  # what the last one left is taken by the next process
+        last = environment(ring_base, ingest.url)
+        run_python("import picostep; picostep.send_step('r', prompt='p', response='r')", last)
+    wait_for_no_rings(ring_base)
+    ids = [item["step_id"] for item in ingest.items()]
+    assert len(ids) == len(set(ids)) == int(done.stdout) + (exporter == "thread")
+    print(f"\n{forks} forks, {exporter}: {len(ids)} steps, all delivered once")
+
+
+# A fork comes while another thread opens its first ring: at each line of that.
+OPENING = """
+import faulthandler, os, signal, sys, threading
+import picostep
+picostep.recorder.FORK_TIMEOUT = 0.01  # else fork() waits for the thread that waits for it
+
+def trial(nth):
+    reached, go = threading.Event(), threading.Event()
+    lines = 0
+
+    def line(frame, event, arg):
+        nonlocal lines
+        if event == "line" and frame.f_code.co_filename.endswith(("recorder.py", "ringdir.py", "config.py")):
+            lines += 1
+            if lines == nth:
+                reached.set()
+                go.wait(10)
+        return line
+
+    def first():
+        sys.settrace(line)
+        picostep.send_step("r", prompt="p", response="r")
+        sys.settrace(None)
+        reached.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    reached.wait(10)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(10)  # faulthandler would wait for its thread in the parent
+        picostep.send_step("r", prompt="p", response="r")
+        stats = picostep.stats()
+        os._exit(0 if stats["accepted"] == 1 else 9)
+    go.set()
+    thread.join()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == 0, (nth, code)
+    stats = picostep.stats()
+    assert stats["accepted"] == 1, stats
+    return lines >= nth
+
+nth = 1
+while True:
+    pid = os.fork()
+    if pid == 0:
+        faulthandler.dump_traceback_later(20, exit=True)
+        os._exit(0 if trial(nth) else 3)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code == 3:
+        break
+    assert code == 0, (nth, code)
+    nth += int(sys.argv[1])
+assert nth > 20
+print(nth)
+"""
+
+
+def test_fork_while_another_thread_opens_a_ring(ring_base: Path) -> None:
+    env = environment(ring_base, "http://127.0.0.1:9/", PICOSTEP_EXPORTER="off")
+    done = run_python(OPENING, env, timeout=100.0, args=(str(times(11, 1)),))
+    print(f"\nforked at {done.stdout.strip()} lines")
+
+
+# The same where modules are imported: the thread goes on by itself, slowly.
+IMPORTING = """
+import faulthandler, os, signal, sys, threading, time
+import picostep
+
+def trial(nth):
+    reached, lines = threading.Event(), 0
+
+    def line(frame, event, arg):
+        nonlocal lines
+        if event == "line":
+            lines += 1
+            if lines == nth:
+                reached.set()
+                time.sleep(0.03)
+        return line
+
+    def first():
+        sys.settrace(line)
+        picostep.send_step("r", prompt="p", response="r")
+        sys.settrace(None)
+        reached.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    reached.wait(10)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(5)
+        picostep.send_step("r", prompt="p", response="r")
+        os._exit(0 if picostep.stats()["accepted"] == 1 else 9)
+    thread.join()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == 0, (nth, code)
+    return lines >= nth
+
+nth, step, trials = 1, int(sys.argv[1]), 0
+while True:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if trial(nth) else 3)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code == 3:
+        break
+    assert code == 0, (nth, code)
+    nth += step
+    trials += 1
+assert trials > 10
+print(trials)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_fork_while_another_thread_imports(ring_base: Path) -> None:
+    """The child must not find a module locked for ever."""
+    env = environment(ring_base, "http://127.0.0.1:9/", PICOSTEP_EXPORTER="off")
+    done = run_python(IMPORTING, env, timeout=250.0, args=(str(times(701, 37)),))
+    print(f"\nforked at {done.stdout.strip()} lines")
+
+
+SPAWNS = """
+import os, subprocess, sys
+import picostep
+picostep.send_step("r", prompt="p", response="r")
+
+def before_exec():
+    picostep.send_step("r", prompt="before exec", response="r")
+
+for number in range(5):
+    subprocess.run([sys.executable, "-S", "-c", ""], preexec_fn=before_exec, check=True)  # fork()
+    subprocess.run([sys.executable, "-S", "-c", ""], close_fds=False, check=True)  # vfork() or posix_spawn()
+    os.waitpid(os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", ""], os.environ), 0)
+    picostep.send_step("r", prompt="p", response="r")
+assert picostep.stats()["accepted"] == 6, picostep.stats()
+"""
+
+
+def test_subprocesses(ring_base: Path, ingest: Ingest) -> None:
+    """Also one that records between fork() and exec(); a child by vfork() leaves its parent's rings alone."""
+    run_python(SPAWNS, environment(ring_base, ingest.url))
+    wait_for_no_rings(ring_base)
+    assert sorted(item["prompt"] for item in ingest.items()) == ["before exec"] * 5 + ["p"] * 6
