@@ -19,20 +19,20 @@ import pytest
 from oracle import (
     Host,
     Oracle,
+    check_equation,
     check_totals,
     end,
     environment,
     exit_time,
     exporter_pids,
+    sample,
     times,
     wait_for_exporter,
     wait_for_no_rings,
 )
-from picostep import ringdir
 from support import Ingest, Reply, Request, clean_environment, free_port, run_python, wait_until
 
 Start = Callable[..., Host]
-AFTER_ACCEPTANCE = ("encode_error", "rejected", "corrupt")
 
 
 class Backend(Ingest):
@@ -181,46 +181,9 @@ def test_exit_with_a_bad_backend(ring_base: Path, exporter: str, kind: str) -> N
 # --- what is left when it comes back ----------------------------------------------------------------------
 
 
-def sample(ring_base: Path) -> list[dict[str, Any]]:
-    """
-    Counters of all rings, from this process, without disturbing their exporter.
-
-    `readable` is what can be decoded beyond what was released: counted by looking, not by the counters; None
-    when the ring changed meanwhile.
-    """
-    found = []
-    base = str(ring_base / f"picostep-{os.geteuid()}")
-    for name in ringdir.destinations(base):
-        directory = ringdir.open_dir(base, name, create=False)
-        try:
-            for ring_name in directory.ring_names():
-                try:
-                    ring = directory.open_ring(ring_name)
-                except FileNotFoundError:
-                    continue
-                before = ring.counters()
-                ring.rewind()  # to where those counters say that the ring begins
-                count = 0
-                while records := ring.read(1000, 1 << 24):
-                    count += len(records)
-                after = ring.counters()
-                found.append({**after, "readable": count if before == after else None})
-                ring.close()
-        finally:
-            directory.close()
-    return found
-
-
-def check_equation(counted: dict[str, Any]) -> None:
-    dropped = sum(counted["dropped"][reason] for reason in AFTER_ACCEPTANCE)
-    assert counted["accepted"] == counted["delivered"] + counted["in_ring"] + dropped, counted
-    assert counted.get("readable") in (None, counted["in_ring"]), counted
-
-
 SAMPLING = """
 import json, os, sys, threading, time
 import picostep
-from picostep import ringdir
 
 begun = done = 0
 stop = threading.Event()
