@@ -96,6 +96,7 @@ class Host:
         reading, writing = os.pipe()
         self.written = Ledger()
         self.lines = 0
+        self.last_line_at = self.ended_at = 0.0
         self._faulty: AssertionError | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
         name, *args = map(str, program)
@@ -120,6 +121,8 @@ class Host:
                 except AssertionError as error:
                     self._faulty = self._faulty or error
                 self.lines += 1
+                self.last_line_at = time.monotonic()
+        self.ended_at = time.monotonic()
 
     def wait_for_promise(self, count: int = 1, timeout: float = 20.0) -> None:
         def done() -> bool:
@@ -143,6 +146,7 @@ class Host:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._reader.join(20.0)
+        self.said = self.output()
         self._errors.close()
 
     def finish(self, timeout: float) -> Ledger:

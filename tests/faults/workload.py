@@ -207,13 +207,13 @@ class Watcher(threading.Thread):
     def __init__(self, ledger: int) -> None:
         super().__init__()
         self._ledger = ledger
-        self._stop = threading.Event()
+        self._over = threading.Event()
         self._samples = 0
         self._wrong: list[dict[str, Any]] = []
         self._reached = dict.fromkeys(LEVELS, 0)
 
     def run(self) -> None:
-        while not self._stop.wait(WATCH_EVERY):
+        while not self._over.wait(WATCH_EVERY):
             self._look()
         self._look()
 
@@ -229,7 +229,7 @@ class Watcher(threading.Thread):
                 os.write(self._ledger, f"l {level} {count}\n".encode())
 
     def stop(self) -> None:
-        self._stop.set()
+        self._over.set()
         self.join()
 
     def seen(self) -> dict[str, Any]:
