@@ -16,6 +16,7 @@ from oracle import (
     check_equation,
     environment,
     exporter_pids,
+    rings,
     sample,
     totals,
     wait_for_no_rings,
@@ -98,6 +99,8 @@ class Scenario:
         """
         for host in self.hosts:
             assert host.process.poll() is not None, "a host still runs"
+        if rings(self.ring_base) and not exporter_pids(self.ring_base):  # nobody is left to take them
+            self.expect(self.host("adopt", PICOSTEP_EXPORTER="process").finish(20.0))
         refused = set(filter(self._refused, self.oracle.promised))
         self.oracle.promised -= refused
         self.oracle.check_nothing_lost(timeout)

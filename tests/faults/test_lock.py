@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from random import Random
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 
-from oracle import times
+from oracle import Host, exporter_pids, times
 from scenario import Scenario
-from support import clean_environment, exporters, wait_until
+from support import clean_environment, wait_until
 
 Stage = Callable[..., Scenario]
 
@@ -39,18 +40,44 @@ def sidecars(scenario: Scenario, count: int) -> Iterator[list[subprocess.Popen[b
             process.wait()
 
 
+def holds_lock(pid: int) -> bool:
+    """Whether a process has the lock, by what the kernel says of its descriptors."""
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(OSError):
+            path = os.readlink(f"/proc/{pid}/fd/{info.name}")
+            if path.endswith("/lock") and "/external/" not in path and "FLOCK" in info.read_text():
+                return True
+    return False
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has waited for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def has_delivered(scenario: Scenario, host: Host, count: int) -> bool:
+    return scenario.delivered(host) >= count
+
+
 def test_exporters_that_race(stage: Stage) -> None:
     """Two sidecars and the keepers of two hosts want the lock; whoever has it is told to leave, in turn."""
     scenario = stage(PICOSTEP_BATCH_RECORDS="32")
-    hosts = [scenario.host("paced", seed, "small", 500, 3000, 30) for seed in range(2)]
     with sidecars(scenario, 2) as started:
-        wait_until(lambda: set(exporters(scenario.ring_base)) >= {one.pid for one in started}, 20.0)
+        wait_until(lambda: any(holds_lock(one.pid) for one in started), 20.0, "a sidecar at work")
+        hosts = [scenario.host("paced", seed, "small", 500, 3000, 30) for seed in range(2)]
         for host in hosts:
             host.wait_for_promise(200)
         for _ in range(times(3, 30)):
-            promised = len(hosts[0].written.order)
-            wait_until(lambda: scenario.delivered(hosts[0]) >= promised, 20.0, "delivery")
-            os.kill(holder(scenario), signal.SIGTERM)
+            count = len(hosts[0].written.order)
+            wait_until(partial(has_delivered, scenario, hosts[0], count), 20.0, "delivery")
+            running = {one.pid for one in started if one.poll() is None}
+            candidates = running | exporter_pids(scenario.ring_base)
+            (pid,) = filter(holds_lock, candidates)
+            os.kill(pid, signal.SIGTERM)
+            wait_until(partial(is_gone, pid), 20.0, "it leaves")
         time.sleep(0.2)
         for host in hosts:
             host.process.terminate()

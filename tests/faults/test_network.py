@@ -107,7 +107,7 @@ def test_statuses_that_pause(stage: Stage) -> None:
         faults = {code: status(code) for code in (401, 403, 404)}
         faults |= {code: redirect(code, f"{elsewhere.url}/v1/custom") for code in (301, 302, 303, 307, 308)}
         for code, fault in faults.items():
-            requests_under(scenario, fault, 3)
+            requests_under(scenario, fault, 3 if code == 401 else times(1, 3))
             scenario.proxy.set(passing)
             promised = len(host.written.order)
             wait_until(lambda: scenario.delivered(host) >= promised, 20.0, f"delivery after {code}")
@@ -141,15 +141,15 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
     scenario = stage()
     host = scenario.host("paced", 1, "small", times(100, 20), 3000, 30)
     host.wait_for_promise()
-    at = requests_under(scenario, status(500), times(4, 7), 120.0)
+    at = requests_under(scenario, status(500), times(3, 7), 120.0)
     limits = [0.5 * 2**number for number in range(len(at) - 1)]
     pauses = [later - sooner for sooner, later in zip(at, at[1:], strict=False)]
     print(f"\npauses after 500: {[round(pause, 2) for pause in pauses]}")
     assert all(pause <= limit + 0.4 for pause, limit in zip(pauses, limits, strict=True))
     asked = {
         "1": (1.0, 1.5),
-        formatdate(time.time() + 2.0, usegmt=True): (0.5, 2.5),
         "-5": (0.0, 0.9),
+        **times({}, {formatdate(time.time() + 60.0, usegmt=True): (30.0, 60.0)}),
         **times({}, {"nan": (0.0, 0.9), "inf": (0.0, 0.9), "soon": (0.0, 0.9), "0": (0.5, 0.9)}),
         **times({}, {formatdate(0, usegmt=True): (0.5, 0.9), "1000000000": (300.0, 301.0)}),
     }
@@ -195,6 +195,4 @@ def test_exit_during_a_fault(stage: Stage, name: str, exporter: str, killed: boo
         end(wait_for_exporter(scenario.ring_base))
         wait_until(lambda: not exporter_pids(scenario.ring_base))
     scenario.proxy.set(passing)
-    if killed or exporter == "thread":
-        scenario.expect(scenario.host("adopt", PICOSTEP_EXPORTER="process").finish(20.0))
     scenario.check(70.0)
