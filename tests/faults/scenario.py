@@ -24,7 +24,8 @@ from oracle import (
 from proxy import Fault, Proxy, passing
 from receiver import Receiver
 
-LOOK_EVERY = 0.05  # seconds
+LOOK_EVERY = 0.1  # seconds
+WEIGH_EVERY = 1.0
 EXPORTER_RSS = 128 << 20  # bytes
 
 
@@ -55,14 +56,15 @@ class Scenario:
         self.samples = self.peak_rss = 0
         self._pids: set[int] = set()
         self._told: dict[Host, int] = {}
+        self._weigh_at = 0.0
         self._failure: AssertionError | None = None
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="scenario")
         self._watcher.start()
 
-    def host(self, *program: object, **settings: str) -> Host:
+    def host(self, *program: object, held: bool = False, **settings: str) -> Host:
         """Start a program of `workload`."""
-        host = Host({**self.env, **settings}, *program)
+        host = Host({**self.env, **settings}, *program, held=held)
         self.hosts.append(host)
         return host
 
@@ -85,7 +87,9 @@ class Scenario:
         """Return how many of the first steps that a host was promised have arrived."""
         self.oracle.collect()
         order = host.written.order
-        return next((index for index, step in enumerate(order) if step not in self.oracle.digests), len(order))
+        return next(
+            (index for index, step in enumerate(order) if step not in self.oracle.digests), len(order)
+        )
 
     def check(self, timeout: float = 30.0) -> dict[str, Any]:
         """
@@ -153,6 +157,9 @@ class Scenario:
         self.oracle.collect()
         arrived = len(self.oracle.digests)
         assert said <= arrived, f"{said} steps are counted as delivered, and {arrived} have arrived"
+        if time.monotonic() < self._weigh_at:
+            return
+        self._weigh_at = time.monotonic() + WEIGH_EVERY
         for pid in exporter_pids(self.ring_base):
             self.peak_rss = max(self.peak_rss, peak_rss(pid))
             assert self.peak_rss <= EXPORTER_RSS, f"the exporter has {self.peak_rss >> 20} MiB"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from oracle import Host, exporter_pids, times
+from oracle import exporter_pids, times
 from scenario import Scenario
 from support import clean_environment, wait_until
 
@@ -58,10 +58,6 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def has_delivered(scenario: Scenario, host: Host, count: int) -> bool:
-    return scenario.delivered(host) >= count
-
-
 def test_exporters_that_race(stage: Stage) -> None:
     """Two sidecars and the keepers of two hosts want the lock; whoever has it is told to leave, in turn."""
     scenario = stage(PICOSTEP_BATCH_RECORDS="32")
@@ -70,9 +66,8 @@ def test_exporters_that_race(stage: Stage) -> None:
         hosts = [scenario.host("paced", seed, "small", 500, 3000, 30) for seed in range(2)]
         for host in hosts:
             host.wait_for_promise(200)
-        for _ in range(times(3, 30)):
-            count = len(hosts[0].written.order)
-            wait_until(partial(has_delivered, scenario, hosts[0], count), 20.0, "delivery")
+        for _ in range(times(2, 30)):
+            scenario.wait_for_delivery(hosts[0])
             running = {one.pid for one in started if one.poll() is None}
             candidates = running | exporter_pids(scenario.ring_base)
             (pid,) = filter(holds_lock, candidates)

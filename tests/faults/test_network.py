@@ -1,10 +1,11 @@
-"""Every fault of `proxy` between exporter and receiver: the host does not notice, and no promise is broken."""
+"""Every fault of `proxy` between exporter and receiver: hosts do not notice, and no promise is broken."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from itertools import pairwise
 
 import pytest
 
@@ -49,7 +50,7 @@ FAULTS: dict[str, Fault] = {
 }
 IN_THREAD = ("refuse", "hang", "reset_after", "oversized", "503")
 SWALLOWED = 8 << 20
-"""Bytes of an answer without end that may get under way: what is read of it, and the buffers of two sockets."""
+"""Bytes of an answer without end that get under way: what is read of it, and the buffers of two sockets."""
 
 
 @pytest.mark.timeout(1500)
@@ -64,9 +65,8 @@ def test_each_fault(stage: Stage, exporter: str) -> None:
     for name in names:
         before = len(host.written.order)
         scenario.outage(FAULTS[name], seconds)
-        promised = len(host.written.order)
-        assert promised > before, "the host was held up"
-        wait_until(lambda: scenario.delivered(host) >= promised, 60.0, f"delivery after {name}")
+        assert len(host.written.order) > before, f"the host was held up by {name}"
+        scenario.wait_for_delivery(host, 60.0)
     host.process.terminate()
     report = scenario.expect(host.finish(60.0)).report
     assert report["flushed"], report
@@ -109,8 +109,7 @@ def test_statuses_that_pause(stage: Stage) -> None:
         for code, fault in faults.items():
             requests_under(scenario, fault, 3 if code == 401 else times(1, 3))
             scenario.proxy.set(passing)
-            promised = len(host.written.order)
-            wait_until(lambda: scenario.delivered(host) >= promised, 20.0, f"delivery after {code}")
+            scenario.wait_for_delivery(host)
         assert elsewhere.requests == []
     host.process.terminate()
     scenario.expect(host.finish(40.0))
@@ -143,7 +142,7 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
     host.wait_for_promise()
     at = requests_under(scenario, status(500), times(3, 7), 120.0)
     limits = [0.5 * 2**number for number in range(len(at) - 1)]
-    pauses = [later - sooner for sooner, later in zip(at, at[1:], strict=False)]
+    pauses = [later - sooner for sooner, later in pairwise(at)]
     print(f"\npauses after 500: {[round(pause, 2) for pause in pauses]}")
     assert all(pause <= limit + 0.4 for pause, limit in zip(pauses, limits, strict=True))
     asked = {
@@ -155,8 +154,7 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
     }
     for after, (least, most) in asked.items():
         scenario.proxy.set(passing)
-        promised = len(host.written.order)
-        wait_until(lambda: scenario.delivered(host) >= promised, 20.0, "delivery")
+        scenario.wait_for_delivery(host)
         first, second = requests_under(scenario, status(503, f"Retry-After: {after}"), 2, 320.0)
         assert least <= second - first <= most + 0.4, after
     host.process.terminate()

@@ -52,7 +52,7 @@ def balanced(counted: Mapping[str, Any]) -> bool:
     return bool(counted["accepted"] == counted["delivered"] + waiting + dropped(counted))
 
 
-# The levels of safety beyond "accepted": how many of the first accepted steps have reached each, by `stats()`.
+# The levels of safety beyond "accepted", and how many of the first accepted steps have reached each.
 LEVELS: dict[str, Callable[[Mapping[str, Any]], int]] = {
     "delivered": lambda stats: stats["delivered"] + dropped(stats),
 }
@@ -80,6 +80,13 @@ def digest(step: Mapping[str, Any]) -> str:
     return blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
 
 
+def prepare(mix: str) -> None:
+    """Make the texts of a mix, and their hashes, so that it is not done between two steps."""
+    for size in MIXES[mix]:
+        for variant in range(VARIANTS):
+            _fingerprint(text(size, variant))
+
+
 class Recorder:
     """
     Records random steps, and writes of each into the ledger before and after.
@@ -105,9 +112,6 @@ class Recorder:
         self._limit = int(os.environ.get("PICOSTEP_RING_BYTES", RING_BYTES)) // 2 if waits else inf
         self.took: Counter[int] = Counter()
         self.reseed(seed)
-        for size in self._sizes:  # now, not between two steps
-            for variant in range(VARIANTS):
-                _fingerprint(text(size, variant))
 
     def reseed(self, seed: int) -> None:
         self._random = Random(seed)
@@ -182,7 +186,8 @@ def paced(ledger: int, seed: str, mix: str, rate: str, seconds: str, patience: s
     """
     Record so many steps a second until SIGTERM comes or the time is over, wait for delivery, and report.
 
-    Meanwhile a thread looks at the counters: they must be right at any time.
+    Meanwhile a thread looks at the counters: they must be right at any time. When the exporter is so slow
+    that the ring would shed bodies, it is waited for, and the report says how long.
     """
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -190,19 +195,37 @@ def paced(ledger: int, seed: str, mix: str, rate: str, seconds: str, patience: s
     watcher = Watcher(ledger)
     watcher.start()
     slice_seconds = max(0.005, 1 / float(rate))
-    begin, slices = time.monotonic(), 0
+    begin, slices, held_up = time.monotonic(), 0, 0.0
     while not stopped and slices * slice_seconds < float(seconds):
+        held_up += _wait_for_room()
         recorder.many(round(float(rate) * slice_seconds))
         slices += 1
         time.sleep(max(0.0, begin + slices * slice_seconds - time.monotonic()))
+    took = time.monotonic() - begin
     flushed = tcc.flush(float(patience))
     watcher.stop()
-    report = {**tcc.stats(), **watcher.seen(), "flushed": flushed, "end_us": _distribution(recorder.took)}
+    report = {
+        **tcc.stats(),
+        **watcher.seen(),
+        "flushed": flushed,
+        "rate": round(tcc.stats()["recorded"] / took),
+        "held_up": round(held_up, 3),
+        "end_us": _distribution(recorder.took),
+    }
     os.write(ledger, f"r {json.dumps(report)}\n".encode())
 
 
+def _wait_for_room() -> float:
+    """Wait until the ring is at most half full of small steps; return the seconds that took."""
+    start = time.monotonic()
+    most = int(os.environ.get("PICOSTEP_RING_BYTES", RING_BYTES)) // 2 // 4096
+    while tcc.stats()["in_ring"] > most:
+        time.sleep(0.005)
+    return time.monotonic() - start
+
+
 class Watcher(threading.Thread):
-    """Looks at the counters of this process all the time; writes into the ledger which levels it is told of."""
+    """Looks at the counters of this process all the time; the ledger gets the levels that it is told of."""
 
     def __init__(self, ledger: int) -> None:
         super().__init__()
@@ -390,4 +413,7 @@ PROGRAMS: dict[str, Callable[..., None]] = {
 if __name__ == "__main__":
     program, descriptor, *rest = sys.argv[1:]
     os.set_inheritable(int(descriptor), False)
+    for mix in MIXES.keys() & {*rest}:
+        prepare(mix)
+    os.read(0, 1)  # a host that is held waits here; others have nothing to read
     PROGRAMS[program](int(descriptor), *rest)
