@@ -23,6 +23,7 @@ from oracle import (
 )
 from proxy import Fault, Proxy, passing
 from receiver import Receiver
+from support import wait_until
 
 LOOK_EVERY = 0.1  # seconds
 WEIGH_EVERY = 1.0
@@ -86,10 +87,13 @@ class Scenario:
     def delivered(self, host: Host) -> int:
         """Return how many of the first steps that a host was promised have arrived."""
         self.oracle.collect()
-        order = host.written.order
-        return next(
-            (index for index, step in enumerate(order) if step not in self.oracle.digests), len(order)
-        )
+        order, arrived = host.written.order, self.oracle.digests
+        return next((index for index, step in enumerate(order) if step not in arrived), len(order))
+
+    def wait_for_delivery(self, host: Host, timeout: float = 20.0) -> None:
+        """Wait until all has arrived that a host was promised up to now."""
+        promised = len(host.written.order)
+        wait_until(lambda: self.delivered(host) >= promised, timeout, f"{promised} steps")
 
     def check(self, timeout: float = 30.0) -> dict[str, Any]:
         """

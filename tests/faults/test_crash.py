@@ -150,9 +150,9 @@ def test_killed_exporters(stage: Stage) -> None:
     scenario = stage(
         PICOSTEP_RING_BYTES=str(64 << 20)
     )  # room for some seconds: an exporter takes one to start
-    host = scenario.host("paced", 1, "small", 2000, 3000, 60)
+    host = scenario.host("paced", 1, "small", times(500, 2000), 3000, 60)
     host.wait_for_promise()
-    kills, pid = times(5, 500), 0
+    kills, pid = times(3, 500), 0
     for _ in range(kills):
         pid = wait_for_exporter(scenario.ring_base, but=pid)
         time.sleep(random.uniform(0.0, 1.0))

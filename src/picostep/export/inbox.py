@@ -116,6 +116,7 @@ class DirectoryInbox(Inbox):
             ring.release(ring.position, 0)  # damage may be known from the counters alone
             self._totals.add(ring)
             self._remove(ring.name)
+            self._totals.catch_up()  # where the file system was full there is room now
             self._rings.remove(ring)
             self._dead.remove(ring)
             ring.close()
@@ -222,6 +223,7 @@ class _Totals:
         loaded = self._load()
         _add(self._counters, loaded)
         self._counters["last_ring"] = loaded.get("last_ring")
+        self._saved = True
 
     def add(self, ring: RingReader) -> None:
         if ring.name == self._counters["last_ring"]:
@@ -233,6 +235,11 @@ class _Totals:
     def count_damaged(self) -> None:
         self._counters["damaged_rings"] += 1
         self._save()
+
+    def catch_up(self) -> None:
+        """Write what could not be written before."""
+        if not self._saved:
+            self._save()
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -251,7 +258,9 @@ class _Totals:
             with open(os.open(new, flags, 0o600, dir_fd=fd), "w") as file:
                 json.dump(self._counters, file)
             os.replace(new, self._NAME, src_dir_fd=fd, dst_dir_fd=fd)
+            self._saved = True
         except OSError as error:
+            self._saved = False
             log.warning("cannot write %s: %s", self._NAME, error.strerror)
 
 
