@@ -134,6 +134,13 @@ class Host:
         wait_until(done, timeout, f"{count} promises")
         assert self.process.poll() is None, self.output()
 
+    def wait_for_level(self, level: str, count: int, timeout: float = 20.0) -> None:
+        def done() -> bool:
+            return self.written.levels.get(level, 0) >= count or self.process.poll() is not None
+
+        wait_until(done, timeout, f"{count} steps {level}")
+        assert self.process.poll() is None, self.output()
+
     def go(self) -> None:
         assert self.process.stdin
         self.process.stdin.close()
