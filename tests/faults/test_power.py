@@ -1,4 +1,4 @@
-"""A power cut: what was promised to be on disk is there when the machine comes back, and nothing is damaged."""
+"""A power cut: what was promised to be on disk is there when the machine comes back, and undamaged."""
 
 from __future__ import annotations
 
@@ -119,5 +119,5 @@ def test_power_cut(ring_base: Path, disk: Callable[[], Disk], start_host: Start,
         promised += told
         kept += len(found)
     print(
-        f"\n{cuts} power cuts, {sink}: {promised} steps were promised to be on disk, 0 lost; {kept} were there"
+        f"\n{cuts} power cuts, {sink}: {promised} steps promised to be on disk, 0 lost; {kept} found"
     )

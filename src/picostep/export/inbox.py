@@ -116,10 +116,10 @@ class DirectoryInbox(Inbox):
             ring.release(ring.position, 0)  # damage may be known from the counters alone
             self._totals.add(ring)
             self._remove(ring.name)
-            self._totals.catch_up()  # where the file system was full there is room now
             self._rings.remove(ring)
             self._dead.remove(ring)
             ring.close()
+            self._totals.catch_up()  # where the file system was full there is room now
 
     def _open_new(self) -> None:
         known = {ring.name for ring in self._rings}
