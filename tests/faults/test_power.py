@@ -118,6 +118,4 @@ def test_power_cut(ring_base: Path, disk: Callable[[], Disk], start_host: Start,
         assert all(ledger.intended.get(step_id) == was for step_id, was in found.items())
         promised += told
         kept += len(found)
-    print(
-        f"\n{cuts} power cuts, {sink}: {promised} steps promised to be on disk, 0 lost; {kept} found"
-    )
+    print(f"\n{cuts} power cuts, {sink}: {promised} steps promised to be on disk, 0 lost; {kept} found")
