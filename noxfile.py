@@ -123,3 +123,18 @@ def campaign(session: nox.Session) -> None:
         *session.posargs,
         env={"PICOSTEP_CAMPAIGN": "1", "HYPOTHESIS_PROFILE": "campaign"},
     )
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """The fault tests alone, at full length."""
+    session.install(".[test]")
+    session.run(
+        "pytest",
+        "-s",
+        "-m",
+        "campaign or not campaign",
+        "tests/faults",
+        *session.posargs,
+        env={"PICOSTEP_CAMPAIGN": "1"},
+    )

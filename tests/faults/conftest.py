@@ -1,14 +1,16 @@
-"""The fixture that starts hosts."""
+"""Fixtures that start hosts, alone or in a scenario."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from oracle import Host
+    from scenario import Scenario
 
 
 @pytest.fixture
@@ -25,3 +27,19 @@ def start_host() -> Iterator[Callable[..., Host]]:
     yield start
     for host in started:
         host.close()
+
+
+@pytest.fixture
+def stage(ring_base: Path) -> Iterator[Callable[..., Scenario]]:
+    """Sets up a scenario with given settings; everything in it ends with the test."""
+    from scenario import Scenario
+
+    scenarios: list[Scenario] = []
+
+    def begin(**settings: Any) -> Scenario:
+        scenarios.append(Scenario(ring_base, **settings))
+        return scenarios[-1]
+
+    yield begin
+    for scenario in scenarios:
+        scenario.close()

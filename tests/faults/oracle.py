@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,15 @@ from typing import Any, TypeVar
 
 import pytest
 
+from picostep import ringdir
+from picostep._ring import RingReader
+from receiver import Arrival, Receiver, arrivals
 from support import Ingest, clean_environment, exporters, wait_until
-from workload import digest
+from workload import balanced
 
 CAMPAIGN = os.environ.get("PICOSTEP_CAMPAIGN") == "1"
 KEY = "dev_0123456789-secret"
+MOST_READ = 1000  # records that a look at a ring decodes
 T = TypeVar("T")
 WORKLOAD = Path(__file__).with_name("workload.py")
 
@@ -37,24 +41,41 @@ def times(short: T, full: T) -> T:
 
 @dataclass
 class Ledger:
-    """What a host has written down."""
+    """What a host has written down; another thread may add to it."""
 
     intended: dict[str, str] = field(default_factory=dict)
     """Digest of each step whose `end()` was called or about to be."""
-    promised: set[str] = field(default_factory=set)
-    """Steps whose `end()` has returned."""
+    order: list[str] = field(default_factory=list)
+    """Steps whose `end()` has returned: accepted, as the host sees it."""
+    levels: dict[str, int] = field(default_factory=dict)
+    """How many of the first accepted steps have reached each further level of safety, or were dropped."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the program said at its end."""
 
     @classmethod
     def parse(cls, raw: bytes) -> Ledger:
         ledger = cls()
-        for line in raw.decode().splitlines():
-            kind, step_id, *rest = line.split(" ")
-            if kind == "p":
-                ledger.promised.add(step_id)
-            else:
-                assert step_id not in ledger.intended, f"step id {step_id} given twice"
-                (ledger.intended[step_id],) = rest
+        for line in raw.splitlines():
+            ledger.add(line.decode())
         return ledger
+
+    @property
+    def promised(self) -> set[str]:
+        return set(self.order)
+
+    def add(self, line: str) -> None:
+        kind, rest = line.split(" ", 1)
+        if kind == "p":
+            self.order.append(rest)
+        elif kind == "l":
+            level, count = rest.split(" ")
+            self.levels[level] = int(count)
+        elif kind == "r":
+            self.report = json.loads(rest)
+        else:
+            step_id, promised = rest.split(" ")
+            assert step_id not in self.intended, f"step id {step_id} given twice"
+            self.intended[step_id] = promised
 
 
 def environment(ring_base: Path, url: str, **more: str) -> dict[str, str]:
@@ -70,18 +91,23 @@ class Host:
         env: Its settings.
 
         program: Its name, then its arguments.
+
+        held: Begin with the program at `go()`: until then only what it imports is there.
     """
 
-    def __init__(self, env: Mapping[str, str], *program: object) -> None:
+    def __init__(self, env: Mapping[str, str], *program: object, held: bool = False) -> None:
         reading, writing = os.pipe()
-        self._raw = bytearray()
+        self.written = Ledger()
+        self.lines = 0
+        self.last_line_at = self.ended_at = 0.0
+        self._faulty: AssertionError | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
         name, *args = map(str, program)
         self.process = subprocess.Popen(
             [sys.executable, str(WORKLOAD), name, str(writing), *args],
             env=clean_environment(**env),
             pass_fds=[writing],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if held else subprocess.DEVNULL,
             stdout=self._errors,
             stderr=self._errors,
             start_new_session=True,
@@ -91,20 +117,33 @@ class Host:
         self._reader.start()
 
     def _read(self, fd: int) -> None:
-        with open(fd, "rb", buffering=0) as pipe:
-            while part := pipe.read(1 << 20):
-                self._raw += part
-
-    @property
-    def lines(self) -> int:
-        return self._raw.count(b"\n")
+        with open(fd) as pipe:
+            for line in pipe:
+                try:
+                    self.written.add(line[:-1])
+                except AssertionError as error:
+                    self._faulty = self._faulty or error
+                self.lines += 1
+                self.last_line_at = time.monotonic()
+        self.ended_at = time.monotonic()
 
     def wait_for_promise(self, count: int = 1, timeout: float = 20.0) -> None:
         def done() -> bool:
-            return self._raw.count(b"\np ") >= count or self.process.poll() is not None
+            return len(self.written.order) >= count or self.process.poll() is not None
 
         wait_until(done, timeout, f"{count} promises")
         assert self.process.poll() is None, self.output()
+
+    def wait_for_level(self, level: str, count: int, timeout: float = 20.0) -> None:
+        def done() -> bool:
+            return self.written.levels.get(level, 0) >= count or self.process.poll() is not None
+
+        wait_until(done, timeout, f"{count} steps {level}")
+        assert self.process.poll() is None, self.output()
+
+    def go(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
 
     def kill(self) -> Ledger:
         self.process.kill()
@@ -121,6 +160,7 @@ class Host:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._reader.join(20.0)
+        self.said = self.output()
         self._errors.close()
 
     def finish(self, timeout: float) -> Ledger:
@@ -138,7 +178,9 @@ class Host:
         """What is in the ledger once all who could write to it are gone."""
         self._reader.join(timeout)
         assert not self._reader.is_alive(), "somebody keeps the ledger open"
-        return Ledger.parse(bytes(self._raw))
+        if self._faulty:
+            raise self._faulty
+        return self.written
 
     def output(self) -> str:
         self._errors.seek(0)
@@ -150,31 +192,53 @@ class Oracle:
     Compares what an ingest has taken with what hosts have promised.
 
     Args:
-        ingest: Its requests are taken out of it.
+        ingest: Its arrivals, or requests, are taken out of it.
     """
 
-    def __init__(self, ingest: Ingest) -> None:
+    def __init__(self, ingest: Ingest | Receiver) -> None:
         self._ingest = ingest
+        self._lock = threading.RLock()
+        self._requests = 0
         self.intended: dict[str, str] = {}
         self.promised: set[str] = set()
-        self.digests: dict[str, set[str]] = {}
+        self.digests: dict[str, str] = {}
         self.arrivals: Counter[str] = Counter()
+        self._altered: set[str] = set()
+        self._latest: dict[str, Arrival] = {}
+        self._last_requests: dict[int, int] = {}
+        self._again: list[Arrival] = []
 
     def expect(self, ledger: Ledger) -> None:
         twice = self.intended.keys() & ledger.intended.keys()
         assert not twice, f"step ids given twice: {twice}"
         self.intended.update(ledger.intended)
-        self.promised |= ledger.promised
+        self.promised.update(ledger.order)
 
     def collect(self) -> None:
+        """Take over what has arrived. Any thread may do so."""
+        with self._lock:
+            for arrival in self._take():
+                step_id = arrival.step_id
+                self.arrivals[step_id] += 1
+                if self.digests.setdefault(step_id, arrival.digest) != arrival.digest:
+                    self._altered.add(step_id)
+                if step_id in self._latest:
+                    self._again.append(self._latest[step_id])
+                self._latest[step_id] = arrival
+                self._last_requests[arrival.connection] = arrival.request
+
+    def _take(self) -> Iterator[Arrival]:
+        if isinstance(self._ingest, Receiver):
+            yield from self._ingest.take()
+            return
         for request in self._ingest.take():
-            for item in request.items():
-                self.arrivals[item["step_id"]] += 1
-                self.digests.setdefault(item["step_id"], set()).add(digest(item))
+            self._requests += 1
+            yield from arrivals(request.items(), request.connection, self._requests)
 
     def missing(self) -> set[str]:
         self.collect()
-        return self.promised - self.digests.keys()
+        with self._lock:
+            return self.promised - self.digests.keys()
 
     def check_nothing_lost(self, timeout: float = 30.0) -> None:
         try:
@@ -185,9 +249,22 @@ class Oracle:
 
     def check_nothing_altered(self) -> None:
         self.collect()
-        for step_id, digests in self.digests.items():
-            assert step_id in self.intended, f"{step_id} was never recorded"
-            assert digests == {self.intended[step_id]}, f"{step_id} is not what was recorded"
+        with self._lock:
+            for step_id, found in self.digests.items():
+                assert step_id in self.intended, f"{step_id} was never recorded"
+                assert found == self.intended[step_id], f"{step_id} is not what was recorded"
+                assert step_id not in self._altered, f"{step_id} is not what was recorded, the second time"
+
+    def check_repeats(self) -> None:
+        """
+        Check that a record came again only if the exporter cannot know that it was taken.
+
+        That is so for the last request of a connection alone: an exporter that was killed, or had no answer,
+        goes on with another one.
+        """
+        self.collect()
+        wrong = [past for past in self._again if self._last_requests[past.connection] != past.request]
+        assert not wrong, f"{len(wrong)} records were sent again after their answer: {wrong[:3]}"
 
     def repeated(self) -> int:
         """Deliveries beyond the first one of each step."""
@@ -236,6 +313,48 @@ def check_totals(ring_base: Path) -> dict[str, Any]:
     assert found["accepted"] == found["delivered"], found
     assert not any(found.get(name, 0) for name in lost), found
     return found
+
+
+def sample(ring_base: Path) -> list[dict[str, Any]]:
+    """
+    Counters of all rings, from this process, without disturbing their exporter.
+
+    `readable` is what can be decoded beyond what was released: counted by looking, not by the counters; None
+    when the ring changed meanwhile, or when there is too much.
+    """
+    found = []
+    base = str(ring_base / f"picostep-{os.geteuid()}")
+    for name in ringdir.destinations(base):
+        directory = ringdir.open_dir(base, name, create=False)
+        try:
+            for ring_name in directory.ring_names():
+                try:
+                    ring = directory.open_ring(ring_name)
+                except FileNotFoundError:
+                    continue
+                counted = ring.counters()
+                readable = _readable(ring) if counted["in_ring"] <= MOST_READ else None
+                if readable is not None and ring.counters() != counted:
+                    counted, readable = ring.counters(), None
+                found.append({**counted, "readable": readable, "name": f"{name}/{ring_name}"})
+                ring.close()
+        finally:
+            directory.close()
+    return found
+
+
+def _readable(ring: RingReader) -> int:
+    ring.rewind()  # to where its counters say that the ring begins
+    count = 0
+    while records := ring.read(100, 1 << 24):
+        count += len(records)
+    return count
+
+
+def check_equation(counted: Mapping[str, Any]) -> None:
+    """Check that what was accepted is delivered, waits, or was dropped and counted."""
+    assert balanced(counted), counted
+    assert counted.get("readable") in (None, counted["in_ring"]), counted
 
 
 def end(pid: int) -> None:

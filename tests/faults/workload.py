@@ -1,21 +1,30 @@
 """
 Hosts for the fault tests: programs that record steps and keep a ledger of what they promise.
 
-Run as `python workload.py PROGRAM LEDGER_FD ARGS…`. A ledger is lines in a pipe: `i ID DIGEST` before a
-step's `end()`, `p ID` when `end()` has returned. What is written there survives the process, as records must.
-`oracle` reads it.
+Run as `python workload.py PROGRAM LEDGER_FD ARGS…`. A ledger is lines in a pipe, for each promise one:
+
+    i ID DIGEST     before a step's `end()`
+    p ID            when `end()` has returned: the step is accepted
+    l LEVEL COUNT   when `stats()` says that the first COUNT accepted steps have reached a further level
+    r JSON          at the end of some programs: what they have seen
+
+What is written there survives the process, as records must. `oracle` reads it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from hashlib import blake2b
+from math import inf
 from random import Random
 from typing import Any
 
@@ -28,6 +37,25 @@ VARIANTS = 4
 TEXT_FIELDS = ("prompt", "response", "tool_definitions", "model_used")
 RING_BYTES = 16 << 20
 CHILD_DEADLINE = 20.0
+BEFORE_ACCEPTANCE = ("ring_full", "no_ring")
+WATCH_EVERY = 0.002  # seconds
+
+
+def dropped(counted: Mapping[str, Any]) -> int:
+    """Sum up what was dropped after it had been accepted."""
+    return sum(count for reason, count in counted["dropped"].items() if reason not in BEFORE_ACCEPTANCE)
+
+
+def balanced(counted: Mapping[str, Any]) -> bool:
+    """Whether what was accepted is delivered, waits, or was dropped and counted."""
+    waiting = counted["in_ring"] + counted.get("in_spool", 0)
+    return bool(counted["accepted"] == counted["delivered"] + waiting + dropped(counted))
+
+
+# The levels of safety beyond "accepted", and how many of the first accepted steps have reached each.
+LEVELS: dict[str, Callable[[Mapping[str, Any]], int]] = {
+    "delivered": lambda stats: stats["delivered"] + dropped(stats),
+}
 
 
 @cache
@@ -52,6 +80,13 @@ def digest(step: Mapping[str, Any]) -> str:
     return blake2b("|".join(parts).encode(), digest_size=16).hexdigest()
 
 
+def prepare(mix: str) -> None:
+    """Make the texts of a mix, and their hashes, so that it is not done between two steps."""
+    for size in MIXES[mix]:
+        for variant in range(VARIANTS):
+            _fingerprint(text(size, variant))
+
+
 class Recorder:
     """
     Records random steps, and writes of each into the ledger before and after.
@@ -64,16 +99,19 @@ class Recorder:
         mix: A key of `MIXES`.
 
         seed: Of what is recorded.
+
+        waits: For room, before a ring may shed bodies.
+
+    Attributes:
+        took: How often `end()` took so many microseconds.
     """
 
-    def __init__(self, ledger: int, mix: str, seed: int) -> None:
+    def __init__(self, ledger: int, mix: str, seed: int, waits: bool = True) -> None:
         self._ledger = ledger
         self._sizes = MIXES[mix]
-        self._limit = int(os.environ.get("PICOSTEP_RING_BYTES", RING_BYTES)) // 2
+        self._limit = int(os.environ.get("PICOSTEP_RING_BYTES", RING_BYTES)) // 2 if waits else inf
+        self.took: Counter[int] = Counter()
         self.reseed(seed)
-        for size in self._sizes:  # now, not between two steps
-            for variant in range(VARIANTS):
-                _fingerprint(text(size, variant))
 
     def reseed(self, seed: int) -> None:
         self._random = Random(seed)
@@ -105,7 +143,9 @@ class Recorder:
             step.tool_definitions(fields["tool_definitions"]).model(used=fields["model_used"])
         promised = digest({**fields, "step_id": step.step_id, "run_id": self._run.run_id})
         os.write(self._ledger, f"i {step.step_id} {promised}\n".encode())
+        start = time.perf_counter_ns()
         step.end()
+        self.took[(time.perf_counter_ns() - start) // 1000] += 1
         os.write(self._ledger, f"p {step.step_id}\n".encode())
 
     def many(self, count: int) -> None:
@@ -140,6 +180,97 @@ def endless(ledger: int, seed: str, mix: str, threads: str) -> None:
 def some(ledger: int, seed: str, mix: str, count: str) -> None:
     """Record a number of steps and leave."""
     Recorder(ledger, mix, int(seed)).many(int(count))
+
+
+def paced(ledger: int, seed: str, mix: str, rate: str, seconds: str, patience: str) -> None:
+    """
+    Record so many steps a second until SIGTERM comes or the time is over, wait for delivery, and report.
+
+    Meanwhile a thread looks at the counters: they must be right at any time. When the exporter is so slow
+    that the ring would shed bodies, it is waited for, and the report says how long.
+    """
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    recorder = Recorder(ledger, mix, int(seed), waits=False)
+    watcher = Watcher(ledger)
+    watcher.start()
+    slice_seconds = max(0.005, 1 / float(rate))
+    begin, slices, held_up = time.monotonic(), 0, 0.0
+    while not stopped and slices * slice_seconds < float(seconds):
+        held_up += _wait_for_room()
+        recorder.many(round(float(rate) * slice_seconds))
+        slices += 1
+        time.sleep(max(0.0, begin + slices * slice_seconds - time.monotonic()))
+    took = time.monotonic() - begin
+    flushed = tcc.flush(float(patience))
+    watcher.stop()
+    report = {
+        **tcc.stats(),
+        **watcher.seen(),
+        "flushed": flushed,
+        "rate": round(tcc.stats()["recorded"] / took),
+        "held_up": round(held_up, 3),
+        "end_us": _distribution(recorder.took),
+    }
+    os.write(ledger, f"r {json.dumps(report)}\n".encode())
+
+
+def _wait_for_room() -> float:
+    """Wait until the ring is at most half full of small steps; return the seconds that took."""
+    start = time.monotonic()
+    most = int(os.environ.get("PICOSTEP_RING_BYTES", RING_BYTES)) // 2 // 4096
+    while tcc.stats()["in_ring"] > most:
+        time.sleep(0.005)
+    return time.monotonic() - start
+
+
+class Watcher(threading.Thread):
+    """Looks at the counters of this process all the time; the ledger gets the levels that it is told of."""
+
+    def __init__(self, ledger: int) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._over = threading.Event()
+        self._samples = 0
+        self._wrong: list[dict[str, Any]] = []
+        self._reached = dict.fromkeys(LEVELS, 0)
+
+    def run(self) -> None:
+        while not self._over.wait(WATCH_EVERY):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        stats = tcc.stats()
+        self._samples += 1
+        if not balanced(stats) and len(self._wrong) < 3:
+            self._wrong.append(stats)
+        for level, count_of in LEVELS.items():
+            count = count_of(stats)
+            if count != self._reached[level]:
+                self._reached[level] = count
+                os.write(self._ledger, f"l {level} {count}\n".encode())
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+    def seen(self) -> dict[str, Any]:
+        return {"samples": self._samples, "wrong": self._wrong}
+
+
+def _distribution(took: Mapping[int, int]) -> dict[str, int]:
+    """Percentiles of what `end()` took, in microseconds."""
+    total, sorted_ = sum(took.values()), sorted(took.items())
+    found, seen = {}, 0
+    for name, share in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)):
+        seen = 0
+        for microseconds, count in sorted_:
+            seen += count
+            if seen >= share * total:
+                found[name] = microseconds
+                break
+    return found
 
 
 def adopt(ledger: int) -> None:
@@ -307,10 +438,13 @@ def _record_into(sender: Any, number: int) -> None:
 
 PROGRAMS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for function in (endless, some, adopt, open_runs, forking, forked_by_c, processes)
+    for function in (endless, some, paced, adopt, open_runs, forking, forked_by_c, processes)
 }
 
 if __name__ == "__main__":
     program, descriptor, *rest = sys.argv[1:]
     os.set_inheritable(int(descriptor), False)
+    for mix in MIXES.keys() & {*rest}:
+        prepare(mix)
+    os.read(0, 1)  # a host that is held waits here; others have nothing to read
     PROGRAMS[program](int(descriptor), *rest)

@@ -164,6 +164,7 @@ class DirectoryInbox(Inbox):
         self._emptied.remove(ring)
         self._ledger.close(ring)
         ring.close()
+        self._totals.catch_up()  # where the file system was full there is room now
         return False
 
     def count_gone(self, records: Mapping[str, int]) -> None:
@@ -281,6 +282,7 @@ class _Totals:
         loaded = self._load()
         _add(self._counters, loaded)
         self._counters["last_ring"] = loaded.get("last_ring")
+        self._saved = True
 
     def add(self, ring: RingReader) -> None:
         if ring.name == self._counters["last_ring"]:
@@ -296,6 +298,11 @@ class _Totals:
     def count_gone(self, records: Mapping[str, int]) -> None:
         _add(self._counters, {"gone": records})
         self._save()
+
+    def catch_up(self) -> None:
+        """Write what could not be written before."""
+        if not self._saved:
+            self._save()
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -316,7 +323,9 @@ class _Totals:
             with open(os.open(new, flags, 0o600, dir_fd=fd), "w") as file:
                 json.dump(self._counters, file)
             os.replace(new, self._NAME, src_dir_fd=fd, dst_dir_fd=fd)
+            self._saved = True
         except OSError as error:
+            self._saved = False
             log.warning("cannot write %s: %s", self._NAME, error.strerror)
 
 

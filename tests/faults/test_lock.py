@@ -1,0 +1,83 @@
+"""Several exporters for one directory: one works at any time, and the others take over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from oracle import exporter_pids, times
+from scenario import Scenario
+from support import clean_environment, wait_until
+
+Stage = Callable[..., Scenario]
+
+
+@contextmanager
+def sidecars(scenario: Scenario, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """`picostep export`, several times."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "picostep", "export"],
+            env=clean_environment(**scenario.env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(count)
+    ]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def holds_lock(pid: int) -> bool:
+    """Whether a process has the lock, by what the kernel says of its descriptors."""
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(OSError):
+            path = os.readlink(f"/proc/{pid}/fd/{info.name}")
+            if path.endswith("/lock") and "/external/" not in path and "FLOCK" in info.read_text():
+                return True
+    return False
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has waited for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_exporters_that_race(stage: Stage) -> None:
+    """Two sidecars and the keepers of two hosts want the lock; whoever has it is told to leave, in turn."""
+    scenario = stage(PICOSTEP_BATCH_RECORDS="32")
+    with sidecars(scenario, 2) as started:
+        wait_until(lambda: any(holds_lock(one.pid) for one in started), 20.0, "a sidecar at work")
+        hosts = [scenario.host("paced", seed, "small", 500, 3000, 30) for seed in range(2)]
+        for host in hosts:
+            host.wait_for_promise(200)
+        for _ in range(times(2, 30)):
+            scenario.wait_for_delivery(hosts[0])
+            running = {one.pid for one in started if one.poll() is None}
+            candidates = running | exporter_pids(scenario.ring_base)
+            (pid,) = filter(holds_lock, candidates)
+            os.kill(pid, signal.SIGTERM)
+            wait_until(partial(is_gone, pid), 20.0, "it leaves")
+        time.sleep(0.2)
+        for host in hosts:
+            host.process.terminate()
+        for host in hosts:
+            assert scenario.expect(host.finish(40.0)).report["flushed"]
+        scenario.check()
+    assert scenario.oracle.repeated() == 0
+    assert scenario.proxy.most_at_once == 1, "two exporters were at work"
