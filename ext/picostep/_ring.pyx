@@ -1140,12 +1140,12 @@ cdef class RingReader:
     def fail_open_runs(self) -> int:
         """Records, as failed, the runs that were open when the host of this ring died.
 
-        Only when the ring is adopted and all of it is released. What is recorded is read like everything else.
-        One that is in `ended` is left out.
+        Only when the ring is adopted and all of it is released. What is recorded is read like everything
+        else. One that is in `ended` is left out.
 
         Returns:
-            How many were recorded. 0: nothing is left in the table; what was damaged in it is counted with the
-            next release().
+            How many were recorded. 0: nothing is left in the table; what was damaged in it is counted with
+            the next release().
         """
         cdef uint64_t raw[SLOT_WORDS]
         cdef uint64_t at, slots

@@ -177,6 +177,27 @@ def open_runs(ledger: int, seed: str) -> None:
             os.write(ledger, f"s {run.run_id} {changes[0]}\n".encode())
 
 
+def changing(ledger: int) -> None:
+    """Do nothing but change one run, both parts of its prompt at once."""
+    run = tcc.run()
+    first, second = "first " * 50, "second " * 50
+    run.prompt(first, first)
+    os.write(ledger, f"b {run.run_id}\n".encode())
+    while True:
+        run.prompt(second, second)
+        run.prompt(first, first)
+
+
+def ending(ledger: int) -> None:
+    """End a run of which the copy takes some milliseconds."""
+    run = tcc.run()
+    run.prompt("x" * (40 << 20))
+    os.write(ledger, f"b {run.run_id}\ne {run.run_id}\n".encode())
+    run.end()
+    os.write(ledger, f"E {run.run_id}\n".encode())
+    threading.Event().wait()
+
+
 def forking(ledger: int, seed: str, forks: str) -> None:
     """
     Fork at random moments from a process in which four threads record.
@@ -307,7 +328,7 @@ def _record_into(sender: Any, number: int) -> None:
 
 PROGRAMS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for function in (endless, some, adopt, open_runs, forking, forked_by_c, processes)
+    for function in (endless, some, adopt, open_runs, changing, ending, forking, forked_by_c, processes)
 }
 
 if __name__ == "__main__":
