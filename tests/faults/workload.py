@@ -77,7 +77,7 @@ class Recorder:
 
     def reseed(self, seed: int) -> None:
         self._random = Random(seed)
-        self._run = tcc.run()
+        self._run_id = tcc.run().run_id  # no run stays open: only steps are held against the ledger
         self._used = 0
         self._lock = threading.Lock()
 
@@ -97,13 +97,13 @@ class Recorder:
             self._make_room(
                 sum(4 * len(value) + 64 for value in fields.values() if isinstance(value, str)) + 512
             )
-        step = self._run.step()
+        step = tcc.step(self._run_id)
         step.prompt(fields["prompt"]).response(fields["response"]).tokens(
             completion=fields["completion_tokens"]
         )
         if "tool_definitions" in fields:
             step.tool_definitions(fields["tool_definitions"]).model(used=fields["model_used"])
-        promised = digest({**fields, "step_id": step.step_id, "run_id": self._run.run_id})
+        promised = digest({**fields, "step_id": step.step_id, "run_id": self._run_id})
         os.write(self._ledger, f"i {step.step_id} {promised}\n".encode())
         step.end()
         os.write(self._ledger, f"p {step.step_id}\n".encode())
