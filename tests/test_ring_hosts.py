@@ -336,6 +336,35 @@ def test_no_space_for_the_rest(tmp_path: Path, reserve: bool, size: int) -> None
 
 
 @needs_mount
+def test_no_space_for_the_table_of_runs(tmp_path: Path) -> None:
+    """Runs beyond the slots that have their space are counted; no store meets a missing page."""
+    code = """
+    import os
+    from pathlib import Path
+    import picostep
+    from ringfile import Rig, images
+    rig = Rig(Path(sys.argv[1]))
+    rig.renew(1 << 20, reserve=False)
+    runs = [picostep.run(str(number)).prompt("p" * 300) for number in range(40)]
+    with open(f"{sys.argv[1]}/filling", "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    runs += [picostep.run(str(number)).prompt("p" * 300) for number in range(40, 100)]
+    found = images(rig.raw())
+    assert len(found) == 64, len(found)
+    assert rig.ring.counters()["untracked_runs"] == 100 - 64
+    for run in runs:
+        run.response("r").end()
+    assert not images(rig.raw())
+    assert rig.check()["accepted"] == 100
+    """
+    run_on_tmpfs(tmp_path, "4m", code)
+
+
+@needs_mount
 def test_many_processes_on_a_small_file_system(tmp_path: Path) -> None:
     """40 at once on the 64 MB that a container has: all record, and something is left for others."""
     code = '''

@@ -670,8 +670,8 @@ cdef int finish(_Handle self, str where) except -1:
 cdef int note_run(_Handle self) except -1:
     """Keeps what is known of an open run where it outlives this process.
 
-    In the ring that its destination has now; only by the process that made it, as a child's death says nothing
-    of it."""
+    In the ring that its destination has now; only by the process that made it, as a child's death says
+    nothing of it."""
     cdef Record record
     cdef Ring *ring = host.ring[self.destination]
     cdef int64_t now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +50,17 @@ def failed(run: dict[str, Any]) -> bool:
     return is_failed
 
 
+def export(env: dict[str, str]) -> None:
+    """Deliver all there is."""
+    done = subprocess.run(
+        [sys.executable, "-m", "picostep", "export", "--once"],
+        env=clean_environment(**env),
+        capture_output=True,
+        timeout=60.0,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def only(runs: dict[str, list[dict[str, Any]]], run_id: str) -> dict[str, Any]:
     (run,) = runs[run_id]
     return run
@@ -90,11 +102,11 @@ class RunLedger:
 
 
 class RunHost(Host):
-    """A host of the program `open_runs`."""
+    """A host of a program that has such a ledger."""
 
-    def __init__(self, env: dict[str, str], ledger: RunLedger, seed: int) -> None:
+    def __init__(self, env: dict[str, str], ledger: RunLedger, *program: object) -> None:
         self.runs = ledger
-        super().__init__(env, "open_runs", seed)
+        super().__init__(env, *program)
 
     def ledger(self, timeout: float = 20.0) -> Ledger:
         self._reader.join(timeout)
@@ -103,23 +115,32 @@ class RunHost(Host):
         return Ledger()
 
 
-@pytest.mark.timeout(900)
-def test_killed_at_random_moments(ring_base: Path, ingest: Ingest) -> None:
-    """Every run that had begun arrives once, ended or as failed, with its last change or the one under way."""
+def seeded() -> Random:
     seed = os.environ.get("PICOSTEP_SEED") or os.urandom(8).hex()
     print(f"\nPICOSTEP_SEED={seed}")
-    random, ledger = Random(seed), RunLedger()
+    return Random(seed)
+
+
+def kill_after(host: RunHost, random: Random, within: float) -> None:
+    """Kill a host some time after its first line."""
+    try:
+        wait_until(lambda: host.lines or host.process.poll() is not None, 20.0, "a run")
+        time.sleep(random.uniform(0.0, within))
+        host.kill()
+    finally:
+        host.close()
+
+
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments(ring_base: Path, ingest: Ingest) -> None:
+    """Every run that had begun arrives once, ended or failed, with its last change or the one under way."""
+    random, ledger = seeded(), RunLedger()
     env = environment(ring_base, ingest.url)
-    cycles = times(20, 500)
+    cycles = times(15, 500)
     for cycle in range(cycles):
         exporter = "off" if cycle % 4 == 1 else "process"
-        host = RunHost({**env, "PICOSTEP_EXPORTER": exporter}, ledger, random.randrange(1 << 30))
-        try:
-            wait_until(lambda host=host: host.lines or host.process.poll() is not None, 20.0, "a run")
-            time.sleep(random.uniform(0.0, 0.06))
-            host.kill()
-        finally:
-            host.close()
+        seed = random.randrange(1 << 30)
+        kill_after(RunHost({**env, "PICOSTEP_EXPORTER": exporter}, ledger, "open_runs", seed), random, 0.06)
     run_python("import picostep; picostep.send_step('r', prompt='p', response='r')", env)
     wait_for_no_rings(ring_base, 60.0)
 
@@ -135,6 +156,31 @@ def test_killed_at_random_moments(ring_base: Path, ingest: Ingest) -> None:
     open_ones = sum(failed(only(runs, run_id)) for run_id in runs)
     print(f"{cycles} kills: {len(runs)} runs, of which {open_ones} were open; each arrived once")
     assert open_ones > cycles
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("program", "within"), [("changing", 0.01), ("ending", 0.006)])
+def test_killed_inside_a_call(ring_base: Path, ingest: Ingest, program: str, within: float) -> None:
+    """Of hosts that do nothing but change a run, or end it: at no moment is it nowhere, or half there."""
+    random, ledger = seeded(), RunLedger()
+    env = environment(ring_base, f"jsonl:{ring_base}/runs.jsonl", PICOSTEP_RING_BYTES=str(256 << 20))
+    env["PICOSTEP_TO"] = env.pop("TCC_URL")
+    for _ in range(times(2, 50)):
+        for _ in range(4):  # rings of this size at once
+            kill_after(RunHost({**env, "PICOSTEP_EXPORTER": "off"}, ledger, program), random, within)
+        export(env)
+    with (ring_base / "runs.jsonl").open() as lines:
+        runs = [json.loads(line) for line in lines]
+    assert len(runs) == len(ledger.begun)
+    assert {run["run_id"] for run in runs} == ledger.begun
+    for run in runs:
+        assert failed(run) or run["run_id"] in ledger.ending
+        assert run["run_id"] not in ledger.ended or not failed(run)
+        if program == "changing":
+            prompt = run["prompt"]
+            assert prompt["user_prompt"] == prompt["system_prompt"]
+            assert prompt["user_prompt"] in ("first " * 50, "second " * 50)
+    print(f"{len(runs)} kills, {sum(map(failed, runs))} runs open")
 
 
 # --- ways to leave ----------------------------------------------------------------------------------------
@@ -241,6 +287,8 @@ def test_fork(ring_base: Path, ingest: Ingest) -> None:
 MANY = """
 import os
 import picostep as tcc
+tcc.send_step("r", prompt="p", response="r")
+assert tcc.flush(20.0)  # an exporter is there
 runs = [tcc.run(str(number)).prompt("p" * 300) for number in range(2000)]
 assert tcc.stats()["untracked_runs"] == 2000 - 1024, tcc.stats()
 for run in runs[1500:]:
@@ -258,7 +306,7 @@ def test_more_runs_than_slots(ring_base: Path, ingest: Ingest) -> None:
     assert {int(run_id) for run_id in runs if failed(only(runs, run_id))} == set(range(1024))
     counted = totals(ring_base)
     assert counted["untracked_runs"] == 2000 - 1024
-    assert counted["accepted"] == counted["delivered"] == 1524
+    assert counted["accepted"] == counted["delivered"] == 1525
 
 
 GO_ON = """
@@ -354,13 +402,7 @@ def test_exporter_killed_while_it_writes(ring_base: Path, ingest: Ingest) -> Non
         killed += kill_while_it_writes(env, ring, first)
         if ring.exists():
             killed += kill_while_it_writes(env, ring, second)
-        done = subprocess.run(
-            [sys.executable, "-m", "picostep", "export", "--once"],
-            env=clean_environment(**env),
-            capture_output=True,
-            timeout=60.0,
-        )
-        assert done.returncode == 0, done.stderr
+        export(env)
         assert not rings(ring_base)
         runs = by_run(ingest)
         ingest.take()

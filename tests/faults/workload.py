@@ -115,7 +115,7 @@ class Recorder:
 
     def reseed(self, seed: int) -> None:
         self._random = Random(seed)
-        self._run = tcc.run()
+        self._run_id = tcc.run().run_id  # no run stays open: only steps are held against the ledger
         self._used = 0
         self._lock = threading.Lock()
 
@@ -135,13 +135,13 @@ class Recorder:
             self._make_room(
                 sum(4 * len(value) + 64 for value in fields.values() if isinstance(value, str)) + 512
             )
-        step = self._run.step()
+        step = tcc.step(self._run_id)
         step.prompt(fields["prompt"]).response(fields["response"]).tokens(
             completion=fields["completion_tokens"]
         )
         if "tool_definitions" in fields:
             step.tool_definitions(fields["tool_definitions"]).model(used=fields["model_used"])
-        promised = digest({**fields, "step_id": step.step_id, "run_id": self._run.run_id})
+        promised = digest({**fields, "step_id": step.step_id, "run_id": self._run_id})
         os.write(self._ledger, f"i {step.step_id} {promised}\n".encode())
         start = time.perf_counter_ns()
         step.end()
@@ -308,6 +308,27 @@ def open_runs(ledger: int, seed: str) -> None:
             os.write(ledger, f"s {run.run_id} {changes[0]}\n".encode())
 
 
+def changing(ledger: int) -> None:
+    """Do nothing but change one run, both parts of its prompt at once."""
+    run = tcc.run()
+    first, second = "first " * 50, "second " * 50
+    run.prompt(first, first)
+    os.write(ledger, f"b {run.run_id}\n".encode())
+    while True:
+        run.prompt(second, second)
+        run.prompt(first, first)
+
+
+def ending(ledger: int) -> None:
+    """End a run of which the copy takes some milliseconds."""
+    run = tcc.run()
+    run.prompt("x" * (40 << 20))
+    os.write(ledger, f"b {run.run_id}\ne {run.run_id}\n".encode())
+    run.end()
+    os.write(ledger, f"E {run.run_id}\n".encode())
+    threading.Event().wait()
+
+
 def forking(ledger: int, seed: str, forks: str) -> None:
     """
     Fork at random moments from a process in which four threads record.
@@ -438,7 +459,10 @@ def _record_into(sender: Any, number: int) -> None:
 
 PROGRAMS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for function in (endless, some, paced, adopt, open_runs, forking, forked_by_c, processes)
+    for function in (
+        *(endless, some, paced, adopt),
+        *(open_runs, changing, ending, forking, forked_by_c, processes),
+    )
 }
 
 if __name__ == "__main__":
