@@ -182,8 +182,17 @@ class Scenario:
 
 def peak_rss(pid: int) -> int:
     """Return the largest memory of a process so far, in bytes; 0 when it is gone."""
+    return _memory(pid, "VmHWM:")
+
+
+def rss(pid: int) -> int:
+    """Return the memory of its own that a process has now, in bytes, without what it shares: its ring."""
+    return _memory(pid, "RssAnon:")
+
+
+def _memory(pid: int, field: str) -> int:
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(field):
                 return int(line.split()[1]) << 10
     return 0

@@ -66,6 +66,8 @@ def test_exporters_that_race(stage: Stage) -> None:
         hosts = [scenario.host("paced", seed, "small", 500, 3000, 30) for seed in range(2)]
         for host in hosts:
             host.wait_for_promise(200)
+        scenario.wait_for_delivery(hosts[0])
+        assert scenario.proxy.most_at_once == 1, "two exporters are at work"
         for _ in range(times(2, 30)):
             scenario.wait_for_delivery(hosts[0])
             running = {one.pid for one in started if one.poll() is None}
