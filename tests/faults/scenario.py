@@ -57,6 +57,7 @@ class Scenario:
         self.samples = self.peak_rss = 0
         self._pids: set[int] = set()
         self._told: dict[Host, int] = {}
+        self._arrived: dict[Host, int] = {}
         self._weigh_at = 0.0
         self._failure: AssertionError | None = None
         self._over = threading.Event()
@@ -87,8 +88,11 @@ class Scenario:
     def delivered(self, host: Host) -> int:
         """Return how many of the first steps that a host was promised have arrived."""
         self.oracle.collect()
-        order, arrived = host.written.order, self.oracle.digests
-        return next((index for index, step in enumerate(order) if step not in arrived), len(order))
+        order, arrived, count = host.written.order, self.oracle.digests, self._arrived.get(host, 0)
+        while count < len(order) and order[count] in arrived:
+            count += 1
+        self._arrived[host] = count
+        return count
 
     def wait_for_delivery(self, host: Host, timeout: float = 20.0) -> None:
         """Wait until all has arrived that a host was promised up to now."""
@@ -182,8 +186,17 @@ class Scenario:
 
 def peak_rss(pid: int) -> int:
     """Return the largest memory of a process so far, in bytes; 0 when it is gone."""
+    return _memory(pid, "VmHWM:")
+
+
+def rss(pid: int) -> int:
+    """Return the memory of its own that a process has now, in bytes, without what it shares: its ring."""
+    return _memory(pid, "RssAnon:")
+
+
+def _memory(pid: int, field: str) -> int:
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(field):
                 return int(line.split()[1]) << 10
     return 0

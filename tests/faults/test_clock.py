@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from oracle import environment, times
+from oracle import environment, sample, times
 from proxy import passing, status
 from scenario import Scenario
 from support import Ingest, run_python, wait_until
@@ -108,7 +108,7 @@ def test_exporter_pauses_by_the_monotonic_clock(stage: Stage, clock: Clock) -> N
     for by in times((-YEARS,), (YEARS, -YEARS)):
         before = len(scenario.proxy.requests)
         scenario.proxy.set(status(503, "Retry-After: 1"))
-        wait_for_requests(scenario, before + 1)
+        wait_until(lambda: any(ring["last_error"] == "http 503" for ring in sample(scenario.ring_base)), 20.0)
         clock.set(by)
         wait_for_requests(scenario, before + 2)
         first, second = scenario.proxy.requests[before : before + 2]

@@ -59,6 +59,8 @@ def test_killed_hosts(stage: Stage) -> None:
             time.sleep(random.uniform(0.0, 0.06))
             scenario.expect(host.kill())
             scenario.hosts.remove(host)
+        if cycle % 50 == 49:
+            scenario.oracle.check_nothing_lost(120.0)
     counted = scenario.check(60.0)
     beyond = len(scenario.oracle.digests) - len(scenario.oracle.promised)
     print(

@@ -20,24 +20,34 @@ Stage = Callable[..., Scenario]
 
 
 @contextmanager
-def sidecars(scenario: Scenario, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """`picostep export`, several times."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "picostep", "export"],
-            env=clean_environment(**scenario.env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _ in range(count)
-    ]
+def sidecars(scenario: Scenario, place: Path, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """`picostep export`, several times, from when each has the lock or waits for it."""
+    logs = [place / f"{number}.log" for number in range(count)]
+    started = []
     try:
+        for path in logs:
+            with path.open("wb") as log:
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "picostep", "export"],
+                        env=clean_environment(**scenario.env),
+                        stdin=subprocess.DEVNULL,
+                        stderr=log,
+                    )
+                )
+        for path in logs:
+            wait_until(partial(is_at_work, path), 20.0, "a sidecar that serves or waits")
         yield started
     finally:
         for process in started:
             process.kill()
             process.wait()
+
+
+def is_at_work(log: Path) -> bool:
+    """Whether a sidecar has said what it does with each of its two directories."""
+    text = log.read_text()
+    return text.count("INFO serving") + text.count("INFO waiting") == 2
 
 
 def holds_lock(pid: int) -> bool:
@@ -58,14 +68,15 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def test_exporters_that_race(stage: Stage) -> None:
+def test_exporters_that_race(stage: Stage, tmp_path: Path) -> None:
     """Two sidecars and the keepers of two hosts want the lock; whoever has it is told to leave, in turn."""
     scenario = stage(PICOSTEP_BATCH_RECORDS="32")
-    with sidecars(scenario, 2) as started:
-        wait_until(lambda: any(holds_lock(one.pid) for one in started), 20.0, "a sidecar at work")
+    with sidecars(scenario, tmp_path, 2) as started:
         hosts = [scenario.host("paced", seed, "small", 500, 3000, 30) for seed in range(2)]
         for host in hosts:
             host.wait_for_promise(200)
+        scenario.wait_for_delivery(hosts[0])
+        assert scenario.proxy.most_at_once == 1, "two exporters are at work"
         for _ in range(times(2, 30)):
             scenario.wait_for_delivery(hosts[0])
             running = {one.pid for one in started if one.poll() is None}

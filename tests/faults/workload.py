@@ -30,9 +30,14 @@ from typing import Any
 
 import picostep as tcc
 
-SMALL, MEDIUM, LARGE = 300, 3_000, 400_000
+SMALL, KILOBYTE, MEDIUM, LARGE = 300, 700, 3_000, 400_000
 # Which sizes a host draws from, and how often. In "large" nearly all the time of `end()` is the copy.
-MIXES = {"mixed": {SMALL: 60, MEDIUM: 38, LARGE: 2}, "small": {SMALL: 1}, "large": {LARGE: 1}}
+MIXES = {
+    "mixed": {SMALL: 60, MEDIUM: 38, LARGE: 2},
+    "small": {SMALL: 1},
+    "kilobyte": {KILOBYTE: 1},
+    "large": {LARGE: 1},
+}
 VARIANTS = 4
 TEXT_FIELDS = ("prompt", "response", "tool_definitions", "model_used")
 RING_BYTES = 16 << 20
@@ -128,7 +133,7 @@ class Recorder:
                 "prompt": text(SMALL, int(draw() * VARIANTS)),
                 "response": text(size, int(draw() * VARIANTS)),
             }
-            if draw() < 0.5 and size != LARGE:
+            if draw() < 0.5 and size in (SMALL, MEDIUM):
                 fields["tool_definitions"] = text(MEDIUM, int(draw() * VARIANTS))
                 fields["model_used"] = f"model-{draw()}"
             fields["completion_tokens"] = int(draw() * 1e6)
