@@ -69,6 +69,9 @@ def check(
         before, held, open_before = sys.getallocatedblocks(), memory(), descriptors()
         turn(scenario, turns, between)
         blocks, grown = sys.getallocatedblocks() - before, memory() - held
+        # An allocator that counts no blocks is that of a checker, which keeps memory and finds leaks itself.
+        if before == 0:
+            continue
         if blocks > NOISE or grown > MIB or descriptors() != open_before:
             opened = len(descriptors()) - len(open_before)
             print(f"{name}: {blocks} blocks, {grown} bytes, {opened} descriptors more in {turns} turns")
