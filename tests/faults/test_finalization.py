@@ -197,8 +197,8 @@ def test_exit_while_threads_record(ring_base: Path, ingest: Ingest, backend: str
     _, errors = done.communicate()
     assert done.returncode == 0, errors
     assert seconds <= EXIT_LIMIT + (0.1 if kind == "ordinary" else 0.0), errors
-    assert errors.count(b"\n") == 1
-    assert b"are not delivered yet" in errors
+    # What is on disk by then needs no word.
+    assert not errors or (errors.count(b"\n") == 1 and b"are not delivered yet" in errors)
     ingest.default = Reply()
     release.set()
     if backend == "silent":

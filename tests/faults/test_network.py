@@ -177,7 +177,7 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
     ],
 )
 def test_exit_during_a_fault(stage: Stage, name: str, exporter: str, killed: bool) -> None:
-    """The host leaves in time; what it leaves behind is delivered later, by this exporter or the next."""
+    """The host leaves in time; what it leaves behind is delivered later, also by the next exporter."""
     scenario = stage(PICOSTEP_EXPORTER=exporter)
     scenario.proxy.set(FAULTS[name])
     stays = []
@@ -185,10 +185,9 @@ def test_exit_during_a_fault(stage: Stage, name: str, exporter: str, killed: boo
         host = scenario.host("some", number, "small", 200)
         scenario.expect(host.finish(20.0))
         stays.append(host.ended_at - host.last_line_at)
-        assert "not delivered yet" in host.said
     print(f"\n{len(stays)} exits with {name}, {exporter}: {min(stays):.2f} to {max(stays):.2f} s")
     assert max(stays) <= 2.25
-    assert min(stays) >= 1.9, "it did not wait for its records"
+    assert min(stays) >= 0.5, "it did not wait for its records to be on disk"
     if killed:
         end(wait_for_exporter(scenario.ring_base))
         wait_until(lambda: not exporter_pids(scenario.ring_base))

@@ -106,12 +106,19 @@ class RunHost(Host):
 
     def __init__(self, env: dict[str, str], ledger: RunLedger, *program: object) -> None:
         self.runs = ledger
+        self._raw = b""
         super().__init__(env, *program)
+
+    def _read(self, fd: int) -> None:
+        with open(fd, "rb") as pipe:
+            for line in pipe:
+                self._raw += line
+                self.lines += 1
 
     def ledger(self, timeout: float = 20.0) -> Ledger:
         self._reader.join(timeout)
         assert not self._reader.is_alive(), "somebody keeps the ledger open"
-        self.runs.read(bytes(self._raw))
+        self.runs.read(self._raw)
         return Ledger()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,6 +55,11 @@ class Ledger:
     Releases records from their rings when all channels are through with them, and settles spooled ones when
     they have left all spools.
 
+    Attributes:
+        changes: How many times anything moved, and …
+
+        changed_at: … when it did last, by `time.monotonic()`.
+
     Args:
         channels: All of them, in the order of the deliveries.
     """
@@ -63,6 +69,8 @@ class Ledger:
         self._accounts: dict[bytes, _Account] = {}
         self._flights: deque[_Flight] = deque()
         self._gone: Counter[str] = Counter()
+        self.changes = 0
+        self.changed_at = time.monotonic()
 
     def open(self, ring: RingReader) -> None:
         """Begin with a ring, of which earlier exporters may have spooled records."""
@@ -90,20 +98,25 @@ class Ledger:
     def add(self, batch: Batch, deliveries: Sequence[Delivery]) -> None:
         """Take note of a batch that was offered to all channels."""
         self._flights.append(_Flight(batch, deliveries))
+        self._note_change()
         for part in batch.slices:
             self._accounts[part.name].in_flight += 1
 
-    def update(self) -> bool:
-        """Tell the rings what is new; return whether anything was."""
-        released = False
+    def update(self) -> None:
+        """Tell the rings what is new."""
         while self._flights and all(delivery.through for delivery in self._flights[0].deliveries):
             self._release(self._flights.popleft())
-            released = True
-        collected = [self._collect(index) for index in range(len(self._channels))]
+            self._note_change()
+        for index in range(len(self._channels)):
+            if self._collect(index):
+                self._note_change()
         if all(channel.spool is None or channel.spool.synced for channel in self._channels):
             for account in self._accounts.values():
                 account.ring.synced()
-        return released or any(collected)
+
+    def _note_change(self) -> None:
+        self.changes += 1
+        self.changed_at = time.monotonic()
 
     def _release(self, flight: _Flight) -> None:
         dropped: dict[int, str] = {}

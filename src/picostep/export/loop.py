@@ -94,6 +94,7 @@ class Exporter:
     ) -> None:
         breaks = None if break_every is None else Breaks(break_every)
         self._news = threading.Event()
+        self._lock = threading.Lock()  # of rings and ledger
         self._spools = spools or ()
         stores: Sequence[Spool | None] = spools or [None] * len(sinks)
         self._channels = [
@@ -101,7 +102,7 @@ class Exporter:
                 sink,
                 spool,
                 DeadLetters(spool.base, spool.sink) if spool is not None else None,
-                wake=self._news.set,
+                wake=self._settle,
                 at_once=batch_records,
                 most_bytes=batch_bytes,
                 breaks=breaks,
@@ -119,7 +120,7 @@ class Exporter:
         self._linger = linger
         self._once = once
         self._read_at = 0.0
-        self._seen_ring = self._progress = time.monotonic()
+        self._seen_ring = time.monotonic()
 
     def run(self) -> None:
         """Work until done; the class says when that is."""
@@ -130,10 +131,13 @@ class Exporter:
         pause = _SHORTEST_PAUSE
         try:
             while not self._stop.is_set():
-                batch = self._read()
-                moved = self._move(batch)
-                if batch is not None and not batch and not moved and self._finished():
-                    return
+                with self._lock:
+                    before = self._ledger.changes
+                    batch = self._read()
+                    self._move(batch)
+                    moved = bool(batch) or self._ledger.changes > before
+                    if batch is not None and not moved and self._finished():
+                        return
                 pause = _SHORTEST_PAUSE if moved else min(pause * 1.5, _LONGEST_PAUSE)
                 self._wait(pause)
         except Exception as error:  # a mistake of ours; its text may quote a record
@@ -143,7 +147,8 @@ class Exporter:
         finally:
             for channel in self._channels:
                 channel.stop()
-            self._ledger.update()
+            with self._lock:
+                self._ledger.update()
             self.close()
 
     def close(self) -> None:
@@ -153,21 +158,24 @@ class Exporter:
         for spool in self._spools:
             spool.close()
 
-    def _move(self, batch: Batch | None) -> bool:
-        """Do what can be done now, with a new batch or without; return whether anything moved."""
+    def _settle(self) -> None:
+        """Tell the rings at once what a sink has taken: until then it would be sent again after a crash."""
+        with self._lock:
+            self._ledger.update()
+        self._news.set()
+
+    def _move(self, batch: Batch | None) -> None:
+        """Do what can be done now, with a new batch or without."""
         if batch:
             self._ledger.add(batch, [channel.offer(batch) for channel in self._channels])
         hurry = any(inbox.crowded for inbox in self._inboxes)
         for channel in self._channels:
             channel.tend(hurry=hurry)
-        settled = self._ledger.update()
-        if batch or settled:
-            self._progress = time.monotonic()
+        self._ledger.update()
         trouble = next((channel.trouble for channel in self._channels if channel.trouble), "")
         for inbox in self._inboxes:
             inbox.announce(trouble)
             inbox.count_gone(self._ledger.take_gone())
-        return bool(batch) or settled
 
     def _read(self) -> Batch | None:
         """Read what there is, if all sinks have room for it, and if it is worth a frame where they spool."""
@@ -202,7 +210,7 @@ class Exporter:
         now = time.monotonic()
         if any(self._inboxes) or not idle:
             self._seen_ring = now
-            return now - self._progress > _GIVE_UP_AFTER and not any(
+            return now - self._ledger.changed_at > _GIVE_UP_AFTER and not any(
                 inbox.hosts_live for inbox in self._inboxes
             )
         return now - self._seen_ring >= self._linger
