@@ -100,7 +100,7 @@ def fuzz(session: nox.Session) -> None:
         "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=4",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
-    every = [[name, "-max_total_time=60"] for name in ("rings", "payloads", "totals", "tables")]
+    every = [[name, "-max_total_time=60"] for name in ("rings", "segments", "payloads", "totals", "tables")]
     for arguments in [list(session.posargs)] if session.posargs else every:
         session.run("python", "tests/fuzz/fuzz.py", *arguments, env=env)
 

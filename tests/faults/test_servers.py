@@ -14,15 +14,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import oracle
 from oracle import Ledger, Oracle, check_totals, end, environment, exit_time, times, wait_for_no_rings
-from support import Ingest, clean_environment, free_port, wait_until
+from support import Ingest, Request, clean_environment, free_port, wait_until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds workers in /proc"),
@@ -65,7 +64,7 @@ class Steps:
         self._ingest = ingest
         self.others: dict[str, Counter[str]] = {"run": Counter(), "tool_call": Counter()}
 
-    def take(self) -> list[_Items]:
+    def take(self) -> list[Request]:
         found = []
         for request in self._ingest.take():
             steps = []
@@ -76,16 +75,8 @@ class Steps:
                     self.others["tool_call"][item["tool_call_id"]] += 1
                 else:
                     self.others["run"][item["run_id"]] += 1
-            found.append(_Items(steps))
+            found.append(replace(request, body=json.dumps({"type": "batch", "items": steps}).encode()))
         return found
-
-
-@dataclass(frozen=True)
-class _Items:
-    steps: list[dict[str, Any]]
-
-    def items(self) -> list[dict[str, Any]]:
-        return self.steps
 
 
 class Server:
@@ -249,7 +240,7 @@ def check(server: Server, ledger: Path, ingest: Ingest, ring_base: Path, at_impo
     log = server.log()
     assert "Traceback" not in log, log
     found = Ledger.parse(ledger.read_bytes())  # it fails when an id was given twice
-    found.promised = {answer["step"] for answer in server.answers}
+    found.order = [answer["step"] for answer in server.answers]
     assert len(found.promised) == len(server.answers)
     assert len(found.intended) >= len(found.promised) + at_import
     steps = Steps(ingest)

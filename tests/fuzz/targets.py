@@ -10,7 +10,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import struct
+import zlib
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -18,7 +21,9 @@ from typing import Any, Protocol
 import picostep
 from picostep._ring import JSONText, RingError, RingReader
 from picostep.config import Destination
+from picostep.export import segment
 from picostep.export.inbox import DirectoryInbox
+from picostep.export.ledger import Ledger
 from picostep.export.payload import encode_each, encode_local, encode_priced
 from picostep.export.pricing import Pricer
 from picostep.prices import PriceTable, PriceTableError
@@ -31,6 +36,7 @@ from ringfile import (
     HEADER_USED,
     KINDS,
     MASK,
+    OUTCOME,
     RECORD,
     SMALLEST,
     TEXT,
@@ -38,7 +44,9 @@ from ringfile import (
     Rig,
     drain,
     header,
+    offset,
 )
+from spoolfile import FRAME_BYTES
 
 ODD = [0, 1, 7, 8, 127, 128, 255, 4096, 65535, 65536, 65544, 2**31 - 1, 2**31, 2**32 - 8, 2**62, 2**63, MASK]
 """Values at the edges of what fields can hold."""
@@ -233,12 +241,13 @@ def _places(raw: bytearray) -> list[int]:
 
 def _commit(raw: bytearray, at: int) -> int:
     """The word that makes a frame of what begins there."""
-    nonce, tail = (WORD.unpack_from(raw, PLACE + HEADER[name])[0] for name in ("nonce", "tail"))
+    words = header(bytes(raw[PLACE:]))
+    nonce, tail = words["nonce"], words["tail"]
     return (nonce + tail + at - PLACE - HEADER_USED) & MASK
 
 
 def _header_word(raw: bytearray, random: Random) -> None:
-    at = PLACE + random.choice(list(HEADER.values()))
+    at = PLACE + offset(raw[PLACE:], random.choice([*HEADER, *OUTCOME]))
     (old,) = WORD.unpack_from(raw, at)
     WORD.pack_into(
         raw, at, random.choice([*ODD, old + 8, old - 8, old + 1, old ^ 1 << random.randrange(64)]) & MASK
@@ -310,7 +319,7 @@ def _commit_anywhere(raw: bytearray, random: Random) -> None:
 
 def _seal_all(raw: bytearray, random: Random) -> None:
     """All frames valid where they are, numbered from what the header says was taken out."""
-    (first,) = WORD.unpack_from(raw, PLACE + HEADER["delivered"])
+    first = header(bytes(raw[PLACE:]))["released"]
     for number, at in enumerate(_places(raw)):
         fields = list(FRAME.unpack_from(raw, at))
         fields[0], fields[5] = _commit(raw, at), (first + number) & MASK
@@ -413,7 +422,7 @@ class Totals:
 
     def run(self, data: bytes) -> None:
         self.path.write_bytes(data)
-        inbox = DirectoryInbox(self.directory)
+        inbox = DirectoryInbox(self.directory, Ledger(()))
         inbox._totals.count_damaged()
         inbox.close()
         assert json.loads(self.path.read_bytes())["damaged_rings"] >= 1
@@ -459,8 +468,83 @@ class Tables:
             pass
 
 
+class Segments:
+    """The reader of spool files: what it makes of any bytes, whole frames and JSON of any kind among them."""
+
+    SINK = bytes(range(8))
+    KINDS = (b"[1]", b"[{}]", b'[{"kind":1}]', b"{}", b"null", b"[" * 900, b'[{"kind":"step","run_id":2}]')
+
+    def __init__(self, directory: Path) -> None:
+        self.fd = os.open(directory / "segment", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def seeds(self) -> list[bytes]:
+        step = {"kind": "step", "run_id": "r", "step_id": "s", "prompt": "深", "response": JSONText("[1]")}
+        odd = {**step, "prompt": "\ud800", "real_total_cost": Decimal("0.1")}
+        return [
+            segment.pack_header(self.SINK, 1) + b"".join(self.frame(records) for records in found)
+            for found in ([[step]], [[step, odd], [step]], [[odd] * 20] * 3, [])
+        ]
+
+    def frame(self, records: list[dict[str, Any]]) -> bytes:
+        encoded = [segment.encode(record) for record in records]
+        flags = max(flag for _, flag in encoded)
+        return segment.pack(self.SINK, [each for each, _ in encoded], flags, 0, b"ring-one", 100)
+
+    def mutate(self, data: bytes, random: Random) -> bytes:
+        if random.random() < 0.5:
+            return mutate_bytes(data, random)
+        raw = bytearray(data)
+        places = [at for at in range(len(raw) - FRAME_BYTES) if raw[at : at + 4] == b"\xf5PSf"]
+        if not places:
+            return mutate_bytes(data, random)
+        at = random.choice(places)
+        fields = list(struct.unpack_from("<IIIHHQ8sQ", raw, at + 8))
+        payload = bytes(raw[at + FRAME_BYTES : at + FRAME_BYTES + fields[0]])
+        if random.random() < 0.5:  # content that somebody made up, behind checksums that are right
+            text = (
+                random.choice(self.KINDS) if random.random() < 0.3 else mutate_bytes(_text(payload), random)
+            )
+            payload = zlib.compress(text, 1) if random.random() < 0.9 else mutate_bytes(payload, random)
+            fields[:3] = [len(payload), len(text), zlib.crc32(payload)]
+        else:
+            number = random.choice((0, 1, 2, 3, 4, 5, 7))
+            bits = (32, 32, 32, 16, 16, 64, 0, 64)[number]
+            fields[number] = random.choice([*ODD, fields[number] + 1, fields[number] - 1]) % 2**bits
+        head = struct.pack("<IIIHHQ8sQ", *fields)
+        seal = struct.pack("<I", zlib.crc32(self.SINK + head))
+        return bytes(raw[: at + 4] + seal + head + payload + raw[at + FRAME_BYTES + fields[0] :])
+
+    def run(self, data: bytes) -> None:
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, data, 0)
+        segment.created_ns(data[: segment.HEADER_BYTES], self.SINK)
+        last = 0
+        for frame in segment.frames(self.fd, self.SINK):
+            assert frame.offset >= segment.HEADER_BYTES
+            assert frame.offset + frame.size <= len(data)
+            assert frame.seq >= last
+            last = frame.seq + frame.records
+            try:
+                records = segment.decode(self.fd, self.SINK, frame)
+            except segment.Damaged:
+                continue
+            assert len(records) == frame.records
+            for record in records:
+                assert type(record["kind"]) is type(record["run_id"]) is str
+            encode_each(records, encode_local, {})
+        segment.unpack_ack(data[: segment.ACK_BYTES])
+
+
+def _text(payload: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(payload, 1 << 16)
+    except zlib.error:
+        return b"[]"
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "rings": Rings,
+    "segments": Segments,
     "payloads": Payloads,
     "totals": Totals,
     "tables": Tables,
