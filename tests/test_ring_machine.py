@@ -75,6 +75,10 @@ class Model:
     ends: list[int] = field(default_factory=list)
     """Where each of them ends."""
     counted: Counter[str] = field(default_factory=Counter)
+    owed: list[tuple[int, int]] = field(default_factory=list)
+    """What was spooled: its end in the ring, and how many records."""
+    settled: int = 0
+    unsynced: int = 0
 
     def place(self, size: int, part: int) -> int | None:
         """Bytes that a frame takes with what it must skip; None when it does not fit."""
@@ -104,13 +108,31 @@ class Model:
         self.counted["accepted"] += 1
         return kept
 
-    def release(self, count: int, **lost: int) -> None:
-        """Take out the oldest records: some were lost, the others delivered."""
+    def release(self, count: int, spooled: int = 0, **lost: int) -> None:
+        """Take out the oldest records: some were lost, some spooled, the others delivered."""
         if count:
             self.tail = self.ends[count - 1]
         del self.queue[:count], self.ends[:count]
         self.first += count
-        self.counted.update(lost, delivered=count - sum(lost.values()))
+        self.counted.update(lost, delivered=count - spooled - sum(lost.values()))
+        if spooled:
+            self.owed.append((self.tail, spooled))
+            self.unsynced += spooled
+        elif not self.owed:
+            self.settled = self.tail
+
+    @property
+    def in_spool(self) -> int:
+        return sum(records for _, records in self.owed)
+
+    def settle(self, **lost: int) -> tuple[int, int]:
+        """The oldest that were spooled have left the spool; return their end and how many were delivered."""
+        end, records = self.owed.pop(0)
+        delivered = records - sum(lost.values())
+        self.counted.update(lost, delivered=delivered)
+        self.unsynced = min(self.unsynced, self.in_spool)
+        self.settled = end if self.owed else self.tail
+        return end, delivered
 
 
 class RingMachine(RuleBasedStateMachine):
@@ -225,6 +247,31 @@ class RingMachine(RuleBasedStateMachine):
         self.model.release(self.read, **lost)
         self.read = 0
 
+    @precondition(lambda self: self.read)
+    @rule(data=st.data())
+    def deliver_fails_for_good(self, data: st.DataObject) -> None:
+        """What the sinks do not take is spooled."""
+        spooled = data.draw(st.integers(1, self.read), "spooled")
+        rejected = data.draw(st.integers(0, self.read - spooled), "rejected")
+        delivered = self.read - spooled - rejected
+        self.reader.release(self.reader.position, delivered, {"rejected": rejected}, spooled=spooled)
+        self.model.release(self.read, spooled, rejected=rejected)
+        self.read = 0
+
+    @precondition(lambda self: self.model.owed)
+    @rule(data=st.data())
+    def spooled_records_are_settled(self, data: st.DataObject) -> None:
+        records = self.model.owed[0][1]
+        expired = data.draw(st.integers(0, records), "expired")
+        corrupt = data.draw(st.integers(0, records - expired), "corrupt")
+        lost = {"expired": expired, "corrupt": corrupt}
+        self.reader.settle(*self.model.settle(**lost), lost)
+
+    @rule()
+    def spool_is_synced(self) -> None:
+        self.reader.synced()
+        self.model.unsynced = 0
+
     @precondition(lambda self: self.alive)
     @rule(unit=UNITS, prompt=LENGTHS, response=LENGTHS)
     def exporter_keeps_up(self, unit: str, prompt: int, response: int) -> None:
@@ -257,8 +304,9 @@ class RingMachine(RuleBasedStateMachine):
         assert counters["delivered"] == counted["delivered"]
         assert counters["shed"] == counted["shed"]
         assert counters["shortened"] == counted["shortened"]
-        names = ("ring_full", "encode_error", "rejected")
-        assert counters["dropped"] == {"corrupt": 0} | {name: counted[name] for name in names}
+        names = ("ring_full", "encode_error", "rejected", "corrupt", "expired")
+        assert counters["dropped"] == {name: counted[name] for name in names}
+        assert (counters["in_spool"], counters["unsynced"]) == (self.model.in_spool, self.model.unsynced)
         if self.alive or self.settled:
             assert counters["torn"] == counted["torn"]
             assert counters["in_ring"] == len(self.model.queue)
@@ -269,6 +317,9 @@ class RingMachine(RuleBasedStateMachine):
                     counted["delivered"]
                     + counted["rejected"]
                     + counted["encode_error"]
+                    + counted["corrupt"]
+                    + counted["expired"]
+                    + self.model.in_spool
                     + len(self.model.queue)
                 )
             )
@@ -278,6 +329,7 @@ class RingMachine(RuleBasedStateMachine):
                 kept.size for kept in self.model.queue
             ]
             assert self.rig.ring.head == self.model.head
+            assert self.rig.ring.settled == self.model.settled
             assert self.model.head - self.rig.ring.tail <= SMALLEST
 
 

@@ -21,6 +21,7 @@ import pytest
 from picostep.config import Destination, Settings, destination
 from picostep.errors import ConfigError
 from picostep.export.inbox import DirectoryInbox
+from picostep.export.ledger import Ledger
 from picostep.export.payload import Record
 from picostep.ringdir import RingDirError, base, open_dir
 from picostep.sinks import RetryLater, open_sink, open_sinks
@@ -443,7 +444,7 @@ def test_a_directory_swapped_after_it_was_opened(ring_base: Path) -> None:
     elsewhere.mkdir()
     path.symlink_to(elsewhere)
     ring = opened.make_ring(256 * 1024)
-    inbox = DirectoryInbox(opened)
+    inbox = DirectoryInbox(opened, Ledger(()))
     inbox.refresh()
     assert len(inbox) == 1
     inbox.close()
