@@ -23,7 +23,7 @@ HOST_GROWTH = 8 << 20  # bytes beyond its ring
 @pytest.mark.timeout(2400)
 def test_backend_away_under_load(stage: Stage) -> None:
     """The host neither waits nor grows, nothing is lost, and the backlog shrinks while new steps come."""
-    scenario = stage()
+    scenario = stage(PICOSTEP_SPOOL_BYTES=str(4 << 30))  # three million steps are more than the usual 1 GiB
     host = scenario.host("paced", 1, "kilobyte", RATE, 3000, 60)
     host.wait_for_promise(RATE)  # what grows with the first steps has grown
     scenario.wait_for_delivery(host)
