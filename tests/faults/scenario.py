@@ -61,6 +61,7 @@ class Scenario:
         self._weigh_at = 0.0
         self._failure: AssertionError | None = None
         self._over = threading.Event()
+        self._closed = False
         self._watcher = threading.Thread(target=self._watch, name="scenario")
         self._watcher.start()
 
@@ -130,7 +131,10 @@ class Scenario:
         return counted
 
     def close(self) -> None:
-        """End everything that was started, as it is."""
+        """End everything that was started, as it is. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self._over.set()
         self._watcher.join()
         for host in self.hosts:
