@@ -990,7 +990,7 @@ main()
 
     def test_a_reader_that_goes_away(self, store: Path) -> None:
         sink = StoreSink(str(store))
-        sink.deliver([step("long", prompt="\n".join(map(str, range(100_000))))])
+        sink.deliver([step("long", prompt="\n".join(map(str, range(20_000))))])
         sink.close()
 
         process = command("show", "long", "--full", "--store", str(store))
