@@ -25,7 +25,7 @@ from picostep import prices
 from picostep.cli import text
 from picostep.cli.commands import picostep
 from picostep.sinks.store import StoreSink
-from support import clean_environment, run_python, wait_until
+from support import Ingest, Reply, clean_environment, kill_exporters, run_python, wait_until
 from test_store import feedback, run, step, tool_call
 
 NS = 1_000_000
@@ -1073,6 +1073,53 @@ class TestDemo:
 
     def test_secrets_in_errors_are_redacted(self, finished: tuple[Path, str]) -> None:
         assert b"demo-token" not in finished[0].read_bytes()
+
+
+class TestSpool:
+    """A backend that is away, then one that refuses: what is left, by the command line alone."""
+
+    RECORD = """
+import time, picostep
+for number in range(3):
+    picostep.send_step("r", step_id=f"s{number}", prompt=f"p{number}", response={"a": 1})
+deadline = time.monotonic() + 20
+while picostep.stats()["in_spool"] < 3:
+    assert time.monotonic() < deadline, picostep.stats()
+    time.sleep(0.01)
+"""
+
+    def test_nothing_there(self, clean_env: pytest.MonkeyPatch) -> None:
+        assert "Nothing was ever spooled" in ok("spool")
+        assert loaded("spool")["spools"] == []
+        assert invoke("spool", "abc").exit_code == 1
+        clean_env.setenv("PICOSTEP_SPOOL", "off")
+        assert "there are no spools" in invoke("spool").stderr
+
+    def test_what_waits(self, ring_base: Path, ingest: Ingest, clean_env: pytest.MonkeyPatch) -> None:
+        clean_env.setenv("TCC_API_KEY", "dev_secret-key")
+        clean_env.setenv("TCC_URL", ingest.url)
+        ingest.default = Reply(503)
+        run_python(self.RECORD, {"TCC_API_KEY": "dev_secret-key", "TCC_URL": ingest.url})
+        kill_exporters(ring_base)
+
+        wait_until(lambda: loaded("spool")["spools"][0]["exporters"] == 0, 5.0)
+        (found,) = loaded("spool")["spools"]
+        assert (found["to"], found["records"]) == ("tcc", 3)
+        assert 0 < found["bytes"] < 2000
+        lines = [json.loads(line) for line in ok("spool", "--records").splitlines()]
+        assert [line["step_id"] for line in lines] == ["s0", "s1", "s2"]
+        assert lines[0]["response"] == {"a": 1}
+        shown = ok("spool", found["sink"][:6])
+        assert found["sink"] in shown
+        assert "secret" not in shown
+
+        ingest.default = lambda request: Reply(422 if b"p1" in request.body else 200)
+        ok_export = invoke("export", "--once")
+        assert ok_export.exit_code == 0, ok_export.stderr
+        assert loaded("spool")["spools"][0]["records"] == 0
+        (dead,) = [json.loads(line) for line in ok("spool", "--dead").splitlines()]
+        assert dead["record"]["step_id"] == "s1"
+        assert "422" in dead["reason"]
 
 
 class TestStatus:
