@@ -1099,7 +1099,9 @@ while picostep.stats()["in_spool"] < 3:
         clean_env.setenv("TCC_API_KEY", "dev_secret-key")
         clean_env.setenv("TCC_URL", ingest.url)
         ingest.default = Reply(503)
-        run_python(self.RECORD, {"TCC_API_KEY": "dev_secret-key", "TCC_URL": ingest.url})
+        names = ("TCC_API_KEY", "TCC_URL", "PICOSTEP_DIR")
+        run_python(self.RECORD, {name: os.environ[name] for name in names})
+        assert loaded("spool")["spools"][0]["exporters"] == 1
         kill_exporters(ring_base)
 
         wait_until(lambda: loaded("spool")["spools"][0]["exporters"] == 0, 5.0)

@@ -369,7 +369,12 @@ assert picostep.stats()["delivered"] == 1
 def test_flush_waits_for_delivery_and_exit_for_the_spool(
     ring_base: Path, ingest: Ingest, exporter: str
 ) -> None:
-    env = {"TCC_API_KEY": "dev_key", "TCC_URL": ingest.url, "PICOSTEP_EXPORTER": exporter}
+    env = {
+        "PICOSTEP_DIR": str(ring_base),
+        "TCC_API_KEY": "dev_key",
+        "TCC_URL": ingest.url,
+        "PICOSTEP_EXPORTER": exporter,
+    }
     ingest.default = Reply(503)
     done = run_python(SPOOLED, env)
     assert time.monotonic() - float(done.stdout) < 1.5, "it waited for a backend that is away"
