@@ -86,27 +86,35 @@ class Model:
         total = size + (rest if size > rest else 0)
         return total if self.head - self.tail + total <= part else None
 
-    def append(self, texts: dict[str, str]) -> Kept | None:
-        """What becomes of a record; its size is not known when it is to be shortened."""
+    def append(self, texts: dict[str, str], cut: int | None) -> None:
+        """
+        Work out what becomes of a record.
+
+        Args:
+            cut: The size that the ring gave it if it was shortened. How much is cut off follows from no rule
+                that a model could have: it is a little less than a quarter of the ring.
+        """
         empty = FRAME.size + RECORD.size
         kept = Kept(texts, empty + sum(map(stored, texts.values())))
-        kept.shortened = kept.size > QUARTER
-        kept.size = min(kept.size, QUARTER)
-        total = self.place(kept.size, SMALLEST - SMALLEST // 4)
+        if cut is not None:
+            assert kept.size > QUARTER >= cut > QUARTER - 512
+            kept.size, kept.shortened = cut, True
+        total = self.place(min(kept.size, QUARTER), SMALLEST - SMALLEST // 4)
+        assert cut is not None or total is None or kept.size <= QUARTER
         if total is None:
+            assert cut is None
             small = sum(stored(text) for name, text in texts.items() if name not in BODIES)
             kept = Kept(texts, empty + small, shed=True)
             total = self.place(kept.size, SMALLEST)
         if total is None:
             self.counted["ring_full"] += 1
-            return None
+            return
         self.head += total
         self.queue.append(kept)
         self.ends.append(self.head)
         self.counted["shed"] += kept.shed
         self.counted["shortened"] += kept.shortened
         self.counted["accepted"] += 1
-        return kept
 
     def release(self, count: int, spooled: int = 0, **lost: int) -> None:
         """Take out the oldest records: some were lost, some spooled, the others delivered."""
@@ -170,22 +178,10 @@ class RingMachine(RuleBasedStateMachine):
                 "prompt": unit * prompt,
                 "response": unit * response,
             }
+            shortened = self.rig.ring.counters()["shortened"]
             picostep.send_step(**texts)
-            kept = self.model.append(texts)
-            if kept is not None and kept.shortened:
-                self.take_size_of_last(kept)
-
-    def take_size_of_last(self, kept: Kept) -> None:
-        """How much is cut off follows from no rule that a model could have: near a quarter of the ring."""
-        size = frames(self.rig.raw())[-1].size
-        assert QUARTER - 512 < size <= QUARTER
-        saved = kept.size - size
-        rest = SMALLEST - (self.model.head - kept.size) % SMALLEST
-        if rest < QUARTER and size <= rest:  # shorter than was thought, it needs to skip nothing
-            saved += rest
-        kept.size = size
-        self.model.head -= saved
-        self.model.ends[-1] = self.model.head
+            cut = self.rig.ring.counters()["shortened"] > shortened
+            self.model.append(texts, frames(self.rig.raw())[-1].size if cut else None)
 
     @precondition(lambda self: self.alive)
     @rule()
@@ -228,11 +224,9 @@ class RingMachine(RuleBasedStateMachine):
             assert record["seq"] == self.model.first + number
             self.model.queue[number].check(record)
         self.read += len(records)
-        if len(records) < most and self.reader.position - start < most_bytes:
+        if not records or (len(records) < most and self.reader.position - start < most_bytes):
             assert self.read == len(self.model.queue)
             self.settled = not self.alive
-        else:
-            assert records
 
     @precondition(lambda self: self.read)
     @rule(data=st.data())

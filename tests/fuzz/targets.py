@@ -286,6 +286,20 @@ def _text_field(raw: bytearray, random: Random) -> None:
             TEXT.pack_into(raw, at, *fields)
 
 
+def _stretch(raw: bytearray, random: Random) -> None:
+    """A frame whose last text takes what follows it, or a part of it: all its lengths agree."""
+    if places := _places(raw):
+        at = random.choice(places)
+        frame = list(FRAME.unpack_from(raw, at))
+        entry = at + FRAME.size + RECORD.size + TEXT.size * (frame[3] - 1)
+        if frame[3] and entry + TEXT.size <= len(raw):
+            text = list(TEXT.unpack_from(raw, entry))
+            more = random.randrange(-64, 2048, 8)
+            frame[1], text[3], text[4] = ((number + more) % 2**32 for number in (frame[1], text[3], text[4]))
+            FRAME.pack_into(raw, at, *frame)
+            TEXT.pack_into(raw, entry, *text)
+
+
 def _record_byte(raw: bytearray, random: Random) -> None:
     if places := _places(raw):
         at = random.choice(places) + FRAME.size + random.randrange(RECORD.size)
@@ -338,6 +352,7 @@ RING_MUTATIONS = [
     _frame_field,
     _text_field,
     _text_field,
+    _stretch,
     _record_byte,
     _any_byte,
     _move_frame,
