@@ -154,7 +154,7 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
     }
     for after, (least, most) in asked.items():
         scenario.proxy.set(passing)
-        scenario.wait_for_delivery(host)
+        scenario.wait_for_delivery(host, 70.0)
         first, second = requests_under(scenario, status(503, f"Retry-After: {after}"), 2, 320.0)
         assert least <= second - first <= most + 0.4, after
     host.process.terminate()
