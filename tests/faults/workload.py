@@ -60,6 +60,9 @@ def balanced(counted: Mapping[str, Any]) -> bool:
 # The levels of safety beyond "accepted", and how many of the first accepted steps have reached each.
 LEVELS: dict[str, Callable[[Mapping[str, Any]], int]] = {
     "delivered": lambda stats: stats["delivered"] + dropped(stats),
+    "synced": lambda stats: (
+        stats["delivered"] + dropped(stats) + stats.get("in_spool", 0) - stats.get("unsynced", 0)
+    ),
 }
 
 
