@@ -396,7 +396,7 @@ def test_aside_is_bounded(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ASIDE_BYTES", 1000)
     for _ in range(8):
         path, raw = made_segment(base, 2)
-        path.write_bytes(raw[:-3])
+        path.write_bytes(raw[:HEADER_BYTES] + b"damage" + raw[HEADER_BYTES + 6 :])
         recovered(base)
     kept = list((base / SINK / "bad").iterdir())
     assert 0 < sum(each.stat().st_size for each in kept) <= 1000

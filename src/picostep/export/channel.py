@@ -42,6 +42,8 @@ class Delivery:
 
         moved: The range of the batch that was moved to the spool.
 
+        comes_first: Whether that was all there was in the spool.
+
         frames: How many frames hold what was moved of each slice of the batch.
     """
 
@@ -50,6 +52,7 @@ class Delivery:
         self.work = batch.work()
         self.since = time.monotonic()
         self.moved = (len(batch), len(batch))
+        self.comes_first = False
         self.frames: dict[Slice, int] = {}
 
     @property
@@ -188,6 +191,8 @@ class Channel:
                 frames = self.spool.append(Part(part.name, part.start, part.end, records))
                 if not frames:
                     return False
+                if delivery.moved[0] == delivery.moved[1]:
+                    delivery.comes_first = len(self.spool) == part.stop - first
                 delivery.frames[part] = frames
                 delivery.moved = (delivery.moved[0], part.stop)
                 work.skip(part.stop)
@@ -239,15 +244,17 @@ class Channel:
                 self._queue.popleft()
 
     def _take_back(self, delivery: Delivery, start: int, answer: Answer) -> None:
-        """Note that records were settled while they were moved to the spool, where they come first."""
+        """Note that records were settled while they were moved to the spool, if they come first there."""
         assert self.spool is not None
+        self._outlet.heed(answer)
+        if not delivery.comes_first:  # others were taken over meanwhile: these will be sent again
+            return
         moved = min(answer.settled, delivery.moved[1] - start)
         self.spool.settle(moved, {index: "encode_error" for index in answer.unencodable if index < moved})
         for index in answer.unencodable:
             if index >= moved:
                 delivery.work.dropped[start + index] = "encode_error"
         delivery.work.skip(start + answer.settled)
-        self._outlet.heed(answer)
 
     def _deliver_spooled(self) -> None:
         """Offer what comes first in the spool, until it is settled or the sink fails."""

@@ -75,7 +75,7 @@ class Ledger:
     def open(self, ring: RingReader) -> None:
         """Begin with a ring, of which earlier exporters may have spooled records."""
         account = self._accounts[spool_name(ring)] = _Account(ring, len(self._channels))
-        if ring.in_spool and any(channel.spool is not None for channel in self._channels):
+        if any(channel.spool is not None for channel in self._channels):
             self._recover(account)
 
     def close(self, ring: RingReader) -> None:

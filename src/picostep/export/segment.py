@@ -42,6 +42,7 @@ __all__ = [
     "decode",
     "encode",
     "frames",
+    "is_torn",
     "pack",
     "pack_ack",
     "pack_header",
@@ -165,6 +166,12 @@ def frames(fd: int, sink: bytes) -> Iterator[Frame]:
         else:
             yield frame
             offset, floor = offset + frame.size, frame.seq + frame.records
+
+
+def is_torn(fd: int, sink: bytes, offset: int) -> bool:
+    """Return whether what begins at an offset is a frame that its writer did not bring to its end."""
+    data = os.pread(fd, FRAME_BYTES, offset)
+    return len(data) < FRAME_BYTES or _parse(data, sink) is not None
 
 
 def decode(fd: int, sink: bytes, frame: Frame) -> list[Record]:

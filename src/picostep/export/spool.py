@@ -553,19 +553,23 @@ class Spool:
             made = segment.created_ns(os.pread(fd, segment.HEADER_BYTES, 0), self._sink)
             file = _File(name, -1, made or found.st_mtime_ns, found.st_size)
             file.settled = self._load_ack(name)[0]
-            entries, whole = [], segment.HEADER_BYTES
+            entries, whole, end = [], segment.HEADER_BYTES, segment.HEADER_BYTES
             for frame in segment.frames(fd, self._sink):
                 whole += frame.size
+                end = frame.offset + frame.size
                 file.next_seq = frame.seq + frame.records
                 if file.next_seq > file.settled:
                     entries.append(_Entry(file, frame))
+            damaged = (
+                made is None or whole != end or (end < file.size and not segment.is_torn(fd, self._sink, end))
+            )
         except OSError as error:
             log.warning("cannot read %s: %s", name, _name(error))
             return
         finally:
             os.close(fd)
-        if whole != file.size or made is None:
-            log.warning("%s is damaged, or was being written: %d bytes are skipped", name, file.size - whole)
+        if damaged:
+            log.warning("%s is damaged: %d bytes are skipped", name, file.size - whole)
             self.damaged = True
             self._set_aside(file)
         with self._lock:
