@@ -329,5 +329,5 @@ class RingMachine(RuleBasedStateMachine):
 
 def test_any_history(module_rig: Rig) -> None:
     machine = type("Machine", (RingMachine,), {"rig": module_rig})
-    examples = settings.default.max_examples // 3  # each has many steps
+    examples = settings.default.max_examples // 4  # each has many steps
     run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=30))

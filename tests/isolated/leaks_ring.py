@@ -197,8 +197,9 @@ SCENARIOS: list[Callable[[], None]] = [
 
 def main() -> int:
     builtin()
-    bad = check(((scenario.__name__, scenario) for scenario in SCENARIOS), lambda: None)
-    return bad + check([("tables", tables)], lambda: None, turns=TURNS // 20)
+    named = ((scenario.__name__, scenario) for scenario in SCENARIOS)
+    bad = check(named, lambda: None, turns=max(20, TURNS // 5))
+    return bad + check([("tables", tables)], lambda: None, turns=max(1, TURNS // 20))
 
 
 if __name__ == "__main__":
