@@ -75,16 +75,28 @@ class Done(NamedTuple):
 class _File:
     """One segment of the lane."""
 
-    __slots__ = ("created_ns", "fd", "frames", "name", "next_seq", "settled", "size")
+    __slots__ = ("created_ns", "fd", "frames", "name", "next_seq", "reader", "settled", "size")
 
     def __init__(self, name: str, fd: int, created_ns: int, size: int) -> None:
         self.name = name
-        self.fd = fd  # -1: not open now
+        self.fd = fd  # to write to; -1: not any more
+        self.reader = -1  # opened by the thread that reads, when it comes to this file
         self.created_ns = created_ns
         self.size = size
         self.next_seq = 0
         self.settled = 0  # leading records
         self.frames = 0  # that are not settled
+
+    def close_writer(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def close(self) -> None:
+        self.close_writer()
+        if self.reader >= 0:
+            os.close(self.reader)
+            self.reader = -1
 
 
 class _Entry(NamedTuple):
@@ -255,6 +267,7 @@ class Spool:
         """Write no more to the active file."""
         with self._lock:
             self._active = None
+            file.close_writer()
             self._drop_if_empty(file)
 
     def _new_file(self) -> _File:
@@ -414,17 +427,15 @@ class Spool:
             return False
         self._unsynced.discard(file)
         self._bytes -= file.size
-        if file.fd >= 0:
-            os.close(file.fd)
-            file.fd = -1
+        file.close()
         self._unlink(file.name)
         self._unlink(_ack_name(file.name))
         return True
 
     def _decode(self, entry: _Entry) -> list[Record]:
-        if entry.file.fd < 0:
-            entry.file.fd = self._open_file(entry.file.name, os.O_RDWR)
-        return segment.decode(entry.file.fd, self._sink, entry.frame)
+        if entry.file.reader < 0:
+            entry.file.reader = self._open_file(entry.file.name, os.O_RDONLY)
+        return segment.decode(entry.file.reader, self._sink, entry.frame)
 
     def _now_ns(self) -> int:
         return time.monotonic_ns() + self._clock_ns
@@ -623,10 +634,10 @@ class Spool:
     def close(self) -> None:
         """Close all files. For a forked child, too: takes no lock, and the core has closed the lane's."""
         for file in {entry.file for entry in self._entries}:
-            if file.fd >= 0:
-                os.close(file.fd)
-                file.fd = -1
-        self._active = None
+            file.close()
+        if self._active is not None:
+            self._active.close()
+            self._active = None
         if self._lane is not None:
             if self._forks == _ring.forks():
                 _ring.keep_in_child(self._lane_lock)
