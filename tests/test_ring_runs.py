@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from random import Random
@@ -36,27 +35,12 @@ from ringfile import (
     put,
     record_some,
 )
-from support import ring_directory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
 
 DEAD = "the process ended before the run did"
 # Text slots of a run, as `_ring.pxd` has them.
 RUN_ID, SESSION, PROMPT, RESPONSE, SYSTEM, INPUT, OUTPUT, METADATA, MESSAGE = range(9)
-
-
-@pytest.fixture(scope="module")
-def module_rig() -> Iterator[Rig]:
-    with ring_directory() as directory:
-        rig = Rig(directory)
-        yield rig
-        rig.close()
-
-
-@pytest.fixture
-def rig(module_rig: Rig) -> Rig:
-    module_rig.renew(SMALLEST)
-    return module_rig
 
 
 class Dead:
