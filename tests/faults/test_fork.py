@@ -236,7 +236,12 @@ print(len(ids))
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("exporter", ["process", "thread"])
 def test_forks_under_load(ring_base: Path, ingest: Ingest, exporter: str) -> None:
-    """From two threads, by fork() and forkpty(), in children as well, while eight threads record."""
+    """
+    From two threads, by fork() and forkpty(), in children as well, while eight threads record.
+
+    Where a child exports by itself, its `os._exit()` may come between a delivery and the note of it: what was
+    in flight is then delivered again by another process, the same in every byte.
+    """
     forks = times(30, 500)
     env = environment(ring_base, ingest.url, PICOSTEP_EXPORTER=exporter)
     done = run_python(LOAD, env, timeout=60.0 + forks, args=(str(forks), str(50.0 + forks)))
@@ -244,9 +249,12 @@ def test_forks_under_load(ring_base: Path, ingest: Ingest, exporter: str) -> Non
         last = environment(ring_base, ingest.url)
         run_python("import picostep; picostep.send_step('r', prompt='p', response='r')", last)
     wait_for_no_rings(ring_base)
-    ids = [item["step_id"] for item in ingest.items()]
-    assert len(ids) == len(set(ids)) == int(done.stdout) + (exporter == "thread")
-    print(f"\n{forks} forks, {exporter}: {len(ids)} steps, all delivered once")
+    items = ingest.items()
+    by_id = {item["step_id"]: item for item in items}
+    assert len(by_id) == int(done.stdout) + (exporter == "thread")
+    assert all(item == by_id[item["step_id"]] for item in items)
+    assert exporter == "thread" or len(items) == len(by_id)
+    print(f"\n{forks} forks, {exporter}: {len(by_id)} steps, {len(items) - len(by_id)} delivered twice")
 
 
 # A fork comes while another thread opens its first ring: at each line of that.

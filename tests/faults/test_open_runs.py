@@ -142,7 +142,7 @@ def kill_after(host: RunHost, random: Random, within: float) -> None:
 def test_killed_at_random_moments(ring_base: Path, ingest: Ingest) -> None:
     """Every run that had begun arrives once, ended or failed, with its last change or the one under way."""
     random, ledger = seeded(), RunLedger()
-    env = environment(ring_base, ingest.url)
+    env = environment(ring_base, ingest.url, PICOSTEP_RING_BYTES=str(256 << 20))  # more than a host fills
     cycles = times(15, 500)
     for cycle in range(cycles):
         exporter = "off" if cycle % 4 == 1 else "process"
@@ -151,13 +151,14 @@ def test_killed_at_random_moments(ring_base: Path, ingest: Ingest) -> None:
     run_python("import picostep; picostep.send_step('r', prompt='p', response='r')", env)
     wait_for_no_rings(ring_base, 60.0)
 
+    counted = totals(ring_base)
+    assert counted["shed"] == 0
     runs = by_run(ingest)
     missing = ledger.begun - runs.keys()
     assert not missing, f"lost {len(missing)} of {len(ledger.begun)} runs"
     for arrivals in runs.values():
         assert len(arrivals) == 1
         ledger.check(arrivals[0])
-    counted = totals(ring_base)
     assert counted["accepted"] == counted["delivered"] == len(runs) + 1
     assert counted["untracked_runs"] == counted["corrupt"] == 0
     open_ones = sum(failed(only(runs, run_id)) for run_id in runs)
