@@ -58,6 +58,7 @@ setup(
             _extension("_cost"),
             _extension("_ring"),
             _extension("_records"),
+            _extension("_payload"),
             _extension("_keeper", "ext/picostep/keeper.c"),
         ],
         include_path=["ext"],

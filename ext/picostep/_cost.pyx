@@ -561,7 +561,7 @@ cdef class Cost:
     def usd(self):
         if self.pico is None:
             return None
-        return in_usd(self.pico)
+        return usd(self.pico)
 
     @property
     def row(self):
@@ -595,9 +595,14 @@ cdef class Cost:
         return Cost, self._fields()
 
 
-cdef object in_usd(object pico):
-    from decimal import Decimal
+cdef object Decimal = None      # imported when it is needed first
 
+
+cpdef object usd(object pico):
+    """Return pico-dollars in US dollars, as an exact Decimal."""
+    global Decimal
+    if Decimal is None:
+        from decimal import Decimal
     return Decimal(f"{pico}E-12")   # a constructor is exact, whatever the context's precision
 
 
@@ -654,7 +659,7 @@ cdef class CostSum:
 
     @property
     def usd(self):
-        return in_usd(self.pico)
+        return usd(self.pico)
 
     def __repr__(self):
         return f"CostSum(pico={self.pico}, priced={self.priced}, unpriced={self.unpriced})"

@@ -68,6 +68,9 @@ class Cost:
     def __hash__(self) -> int: ...
     def __reduce__(self) -> tuple[Any, ...]: ...
 
+def usd(pico: int) -> Decimal:
+    """Return pico-dollars in US dollars, exactly."""
+
 @final
 class CostSum:
     """A sum of costs that neither drifts nor overflows."""

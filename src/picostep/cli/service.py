@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from picostep.config import destination
 from picostep.export.loop import Exporter
 from picostep.export.prepare import preparation
-from picostep.export.process import SignalStop
+from picostep.export.process import SignalStop, tune_interpreter
 from picostep.export.spool import open_spools
 from picostep.ringdir import EXTERNAL, base, open_dir
 from picostep.sinks import open_sinks
@@ -73,6 +73,7 @@ def serve(settings: Settings, once: bool) -> list[str]:
     for name in dict.fromkeys((EXTERNAL, target.fingerprint)):
         directory = open_dir(base(settings.dir), name, create=True)
         posts.append(_Post(directory, open_sinks(target), preparation(target), settings, stop, once))
+    tune_interpreter()
     log.info("exporting to %s", ", ".join(target.to))
     # One thread for each: a directory that another exporter still serves must not keep the others waiting.
     with ThreadPoolExecutor(len(posts)) as pool:

@@ -118,7 +118,10 @@ def created_ns(header: bytes, sink: bytes) -> int | None:
 
 def encode(record: Record) -> tuple[bytes, int]:
     """Return a record's JSON, and the flags that a frame with it must have."""
-    marked = _marked(record)
+    try:
+        return orjson.dumps(record, option=orjson.OPT_PASSTHROUGH_SUBCLASS), 0
+    except TypeError:  # there is more in it than JSON has types for
+        marked = _marked(record)
     try:
         return orjson.dumps(marked), 0
     except TypeError:  # lone surrogates, or an integer beyond 64 bits
