@@ -205,7 +205,7 @@ def paced(ledger: int, seed: str, mix: str, rate: str, seconds: str, patience: s
     slice_seconds = max(0.005, 1 / float(rate))
     begin, slices, held_up = time.monotonic(), 0, 0.0
     while not stopped and slices * slice_seconds < float(seconds):
-        held_up += _wait_for_room()
+        held_up += _wait_for_room(mix)
         recorder.many(round(float(rate) * slice_seconds))
         slices += 1
         time.sleep(max(0.0, begin + slices * slice_seconds - time.monotonic()))
@@ -223,10 +223,13 @@ def paced(ledger: int, seed: str, mix: str, rate: str, seconds: str, patience: s
     os.write(ledger, f"r {json.dumps(report)}\n".encode())
 
 
-def _wait_for_room() -> float:
-    """Wait until the ring is at most half full of small steps; return the seconds that took."""
+def _wait_for_room(mix: str) -> float:
+    """Wait until the ring is about half full at most; return the seconds that took."""
     start = time.monotonic()
-    most = int(os.environ.get("PICOSTEP_RING_BYTES", RING_BYTES)) // 2 // 4096
+    sizes = MIXES[mix]
+    mean = sum(size * weight for size, weight in sizes.items()) // sum(sizes.values())
+    tools = MEDIUM // 2 if sizes.keys() & {SMALL, MEDIUM} else 0
+    most = int(os.environ.get("PICOSTEP_RING_BYTES", RING_BYTES)) // 2 // (SMALL + mean + tools + 512)
     while tcc.stats()["in_ring"] > most:
         time.sleep(0.005)
     return time.monotonic() - start
