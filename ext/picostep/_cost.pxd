@@ -223,6 +223,9 @@ cdef inline int status_of(uint32_t flags, bint fallback, int64_t completion) noe
     return PRICED
 
 
+cdef class Cost
+
+
 cdef class PriceTable:
     cdef Prices prices
     cdef void *memory               # of prices
@@ -240,6 +243,7 @@ cdef class PriceTable:
     cdef int cached(self, object model, object provider) except? -4
     cdef int look_up(self, object model, object provider) except? -4
     cdef int checked(self, object index) except -1
+    cdef Cost priced(self, int32_t index, int64_t start_ns, int variant, Tokens *tokens)
     cdef object exact(self, Priced *found, const Tokens *tokens)
     cdef bint falls_back(self, int32_t model, int variant)
     cdef bytes free(self)

@@ -432,18 +432,39 @@ cdef class PriceTable:
             tokens_of(cache_write, "cache_write tokens"), tokens_of(cache_write_1h, "cache_write_1h tokens"),
             tokens_of(completion, "completion tokens"), tokens_of(reasoning, "reasoning tokens"),
         )
+        return self.priced(
+            self.checked(index), count(start_ns, "start_ns"),
+            <int>max(-1, min(count(variant, "variant"), 65536)), &tokens,
+        )
+
+    def price(
+        self, model, start_ns, provider, service_tier, uncached, cached, cache_write, cache_write_1h,
+        completion, reasoning,
+    ):
+        """Return what a step cost by the names of its model and provider (as for `find()`; None: not known)
+        and of its service tier (as for `variant()`); everything else as for `cost()`.
+        """
+        cdef Tokens tokens = Tokens(
+            tokens_of(uncached, "uncached tokens"), tokens_of(cached, "cached tokens"),
+            tokens_of(cache_write, "cache_write tokens"), tokens_of(cache_write_1h, "cache_write_1h tokens"),
+            tokens_of(completion, "completion tokens"), tokens_of(reasoning, "reasoning tokens"),
+        )
+        cdef int index = NO_MODEL if model is None else self.find(model, provider)
+        if index < 0:
+            return Cost(None, STATUSES[UNKNOWN_MODEL if index == NO_MODEL else UNKNOWN_PROVIDER], self.id)
+        return self.priced(index, count(start_ns, "start_ns"), self.variant(service_tier), &tokens)
+
+    cdef Cost priced(self, int32_t index, int64_t start_ns, int variant, Tokens *tokens):
         cdef Cost cost = Cost.__new__(Cost)
-        cost._model = self.checked(index)
-        cost._variant = <int>max(-1, min(count(variant, "variant"), 65536))
-        price(&self.prices, cost._model, count(start_ns, "start_ns"), cost._variant, &tokens, &cost._found)
+        cost._model = index
+        cost._variant = variant
+        price(&self.prices, index, start_ns, variant, tokens, &cost._found)
         cost.table = self.id
         cost._row = self
         if cost._found.status == OVERFLOW:
-            cost.pico = self.exact(&cost._found, &tokens)
+            cost.pico = self.exact(&cost._found, tokens)
             cost._found.status = status_of(
-                self.prices.slots[cost._found.slot].flags, self.falls_back(cost._model, cost._variant),
-                tokens.completion,
-            )
+                self.prices.slots[cost._found.slot].flags, self.falls_back(index, variant), tokens.completion)
         elif cost._found.status != UNSUPPORTED and cost._found.status != INVALID_USAGE:
             cost.pico = cost._found.pico
         cost.status = STATUSES[cost._found.status]

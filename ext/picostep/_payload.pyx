@@ -3,7 +3,7 @@
 from cpython.dict cimport PyDict_SetItem
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeASCII
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 
 from picostep._cost import usd
 
@@ -144,13 +144,13 @@ cdef int copy(dict record, dict fields, tuple keys) except -1:
     return 0
 
 
-cdef str iso_time(uint64_t ns):
-    """A Unix time in ISO 8601, UTC, cut to milliseconds. The largest is in the year 2554.
+cdef str iso_time(int64_t ns):
+    """A Unix time in ISO 8601, UTC, cut to milliseconds: from the year 1677 to 2262.
 
     From days to a date as in http://howardhinnant.github.io/date_algorithms.html#civil_from_days."""
     cdef char text[24]
-    cdef uint64_t seconds = ns // 1_000_000_000
-    cdef uint32_t day = <uint32_t>(seconds // 86400) + 719468     # since 0000-03-01
+    cdef int64_t seconds = ns // 1_000_000_000         # towards the past, as all divisions here
+    cdef uint32_t day = <uint32_t>(seconds // 86400 + 719468)     # since 0000-03-01
     cdef uint32_t second = <uint32_t>(seconds % 86400)
     cdef uint32_t era = day // 146097, of_era = day % 146097      # 400 years
     cdef uint32_t year = (of_era - of_era // 1460 + of_era // 36524 - of_era // 146096) // 365
@@ -169,7 +169,7 @@ cdef str iso_time(uint64_t ns):
     text[16] = c":"
     digits(text + 17, 2, second % 60)
     text[19] = c"."
-    digits(text + 20, 3, <uint32_t>(ns // 1_000_000 % 1000))
+    digits(text + 20, 3, <uint32_t>(ns // 1_000_000 - seconds * 1000))
     text[23] = c"Z"
     return PyUnicode_DecodeASCII(text, 24, NULL)
 

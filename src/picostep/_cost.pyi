@@ -42,6 +42,19 @@ class PriceTable:
         completion: int = 0,
         reasoning: int = 0,
     ) -> Cost: ...
+    def price(
+        self,
+        model: str | None,
+        start_ns: int,
+        provider: str | None,
+        service_tier: str | None,
+        uncached: int,
+        cached: int,
+        cache_write: int,
+        cache_write_1h: int,
+        completion: int,
+        reasoning: int,
+    ) -> Cost: ...
     def row(self, number: int) -> tuple[int, int, int, int, int, int, int, int, int]: ...
     def slot(self, number: int) -> tuple[int, int, int, int]: ...
     def tracks(self, index: int) -> dict[str, list[tuple[int, int, int, int]]]: ...

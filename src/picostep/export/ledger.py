@@ -126,13 +126,13 @@ class Ledger:
         for part in flight.batch.slices:
             account = self._accounts[part.name]
             account.in_flight -= 1
-            here = range(part.first, part.stop)
-            drops = Counter(dropped[index] for index in here if index in dropped)
-            spooled = sum(index not in dropped for index in here if index >= spooled_from)
+            here = [index for index in dropped if part.first <= index < part.stop]
+            drops = Counter(dropped[index] for index in here)
+            spooled = max(0, part.stop - max(part.first, spooled_from))
+            spooled -= sum(index >= spooled_from for index in here)
+            delivered = part.stop - part.first - spooled - drops.total()
             withheld = sum("withheld" in record for record in flight.batch.records(part.first, part.stop))
-            part.ring.release(
-                part.end, len(here) - spooled - drops.total(), drops, spooled=spooled, withheld=withheld
-            )
+            part.ring.release(part.end, delivered, drops, spooled=spooled, withheld=withheld)
             if spooled:
                 account.owed.append((part.end, spooled))
             for index, delivery in enumerate(flight.deliveries):

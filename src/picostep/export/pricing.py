@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TYPE_CHECKING
 
 from picostep.errors import PicostepError
@@ -57,7 +56,7 @@ class Pricer:
     def _add(self, record: Record, cost: Cost) -> None:
         if cost.pico is not None:
             record["cost_pico"] = cost.pico
-        record["cost_status"] = sys.intern(cost.status)
+        record["cost_status"] = cost.status
         if cost.table:
             record["price_table"] = cost.table
         if cost.status in ("unknown_model", "unknown_provider"):

@@ -32,6 +32,7 @@ LOG_NAME = "exporter.log"
 LOG_BYTES = 256 * 1024
 NICENESS = 10
 SWITCH_INTERVAL = 0.0005  # seconds
+_MALLOPT = {-1: 16 << 20, -3: 16 << 20, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX of malloc.h
 
 CANNOT_START = 3
 
@@ -94,9 +95,17 @@ def tune_interpreter() -> None:
     Set up a process that does nothing but export.
 
     While one thread compresses or writes what must leave the rings, another decodes and sends. With the usual
-    interval the first would wait 5 ms for the GIL after each piece.
+    interval the first would wait 5 ms for the GIL after each piece. And every batch is megabytes of small
+    blocks: glibc, left to itself, would give them back to the system each time, and spend as much time on
+    getting them again as everything else takes.
     """
     sys.setswitchinterval(SWITCH_INTERVAL)
+    with suppress(ImportError, OSError, AttributeError):  # other C libraries have no mallopt
+        import ctypes
+
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in _MALLOPT.items():
+            mallopt(option, value)
     gc.freeze()  # modules and classes are never garbage
 
 

@@ -7,7 +7,7 @@ from time import monotonic
 from picostep._cost import Cost, PriceTable, PriceTableError
 from picostep.config import refreshed_prices
 from picostep.errors import ArgumentError, ConfigError
-from picostep.prices import builtin, load, price, user_cost_pico
+from picostep.prices import builtin, load, price_counts, user_cost_pico
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ __all__ = ["current", "errors", "price_step"]
 _MOST_DOLLARS = 10**300  # that Step.cost() takes
 _CHECK_EVERY = 5.0  # seconds between looks at the refreshed table's file
 
-_COUNTS = {
-    "prompt_uncached_tokens": "prompt_uncached",
-    "prompt_cached_tokens": "prompt_cached",
-    "cache_write_tokens": "cache_write",
-    "cache_write_1h_tokens": "cache_write_1h",
-    "completion_tokens": "completion",
-    "reasoning_tokens": "reasoning",
-}
+_COUNTS = (
+    "prompt_uncached_tokens",
+    "prompt_cached_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+)
 
 
 class _Table:
@@ -123,20 +123,20 @@ def price_step(step: Mapping[str, Any], overrides: Overrides | None, table: Pric
     Raises:
         ArgumentError: A number is negative or too large.
     """
-    given = step.get("real_total_cost")
+    get = step.get
+    given = get("real_total_cost")
     if given is not None:
         return Cost(_user_pico(given), "user")
-    counts = {argument: step[name] for name, argument in _COUNTS.items() if name in step}
-    if not counts:
+    if step.keys().isdisjoint(_COUNTS):
         return Cost(None, "no_usage")
-    return price(
-        step.get("model_used") or step.get("model_requested") or None,
-        start_ns=step["start_ns"],
-        provider=step.get("provider") or None,
-        service_tier=step.get("service_tier") or None,
-        overrides=overrides,
-        table=table,
-        **counts,
+    return price_counts(
+        get("model_used") or get("model_requested") or None,
+        step["start_ns"],
+        get("provider") or None,
+        get("service_tier") or None,
+        [get(name, 0) for name in _COUNTS],
+        overrides,
+        table,
     )
 
 

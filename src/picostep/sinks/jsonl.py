@@ -62,7 +62,7 @@ class JsonlSink:
         """
         unencodable: dict[int, str] = {}
         encoded = encode_each(records, encode_local, unencodable)
-        lines = b"".join(line + b"\n" for line in encoded.values())
+        lines = b"\n".join((*encoded.values(), b""))
         try:
             self._append(lines)
         except OSError as error:
