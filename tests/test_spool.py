@@ -482,6 +482,34 @@ def test_failing_calls(base: Path, monkeypatch: pytest.MonkeyPatch, name: str, c
         assert recovered(base) == ([], Counter())
 
 
+@pytest.mark.parametrize("name", ["open", "pread", "fstat"])
+def test_files_that_cannot_be_looked_into(base: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """At a first error it looks again; while it cannot, their records count as damage, not as delivered."""
+    spool = opened(base)
+    spool.append(part(0, 5))
+    spool.close()
+    call, calls = getattr(os, name), Counter[str]()
+
+    def failing(*args: Any, **options: Any) -> Any:
+        target = args[0] if name == "open" else os.readlink(f"/proc/self/fd/{args[0]}")
+        if str(target).endswith(".seg"):
+            calls[name] += 1
+            if calls[name] <= failures:
+                raise OSError(errno.EIO, "injected")
+        return call(*args, **options)
+
+    monkeypatch.setattr(module.os, name, failing)
+    for failures in (1, 100):
+        calls.clear()
+        spool = opened(base)
+        assert (len(spool), spool.damaged) == ((5, False) if failures == 1 else (0, True))
+        spool.close()
+    monkeypatch.undo()
+    spool = opened(base)
+    assert take(spool) == list(range(5))
+    spool.close()
+
+
 def test_short_writes(spool: Spool, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:7], at))

@@ -7,14 +7,17 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from oracle import Host, check_totals, environment, rings, times
-from support import Ingest, clean_environment
+from oracle import Host, check_totals, environment, rings, sample, times
+from picostep.export.spool import SYNC_AFTER
+from proxy import Proxy, passing, refuse
+from support import Ingest, clean_environment, wait_until
 from workload import digest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs strace and mount namespaces")
@@ -104,9 +107,70 @@ def test_calls_that_fail(ring_base: Path, tmp_path: Path, start_host: Start, str
         assert b"Traceback" not in done.stderr, (injection, done.stderr)
         counted = check_totals(ring_base / str(number))
         assert counted["delivered"] == STEPS
-        if injection in dict(FEW).values():
+        if (sink, injection) in FEW:
             assert "(INJECTED)" in (tmp_path / "trace").read_text(), injection
     print(f"\n{number + 1} failures injected, 0 steps lost")
+
+
+WRITING, READING = ("pwrite64", "fdatasync", "fsync", "fstatfs"), ("pread64", "pwrite64")
+SPOOL_SWEEP = [
+    (calls, f"{call}:error={error}:when={number}")
+    for calls in (WRITING, READING)
+    for call in calls
+    for error in ("ENOSPC", "EIO", "EDQUOT")
+    for number in range(1, 6)
+]
+SPOOL_FEW = [
+    (WRITING, "pwrite64:error=ENOSPC:when=2"),
+    (WRITING, "fdatasync:error=EIO:when=1"),
+    (READING, "pread64:error=EIO:when=2"),
+]
+
+
+@pytest.mark.timeout(3600)
+def test_calls_that_fail_for_the_spool(
+    ring_base: Path, tmp_path: Path, start_host: Start, strace: str, ingest: Ingest
+) -> None:
+    """Each call that the exporter makes for its spool fails once; everything arrives once all the same."""
+    proxy = Proxy(ingest.port)
+    for number, (calls, injection) in enumerate(times(SPOOL_FEW, SPOOL_SWEEP)):
+        base, place, trace = ring_base / str(number), tmp_path / str(number), tmp_path / "trace"
+        env = environment(base, proxy.url, PICOSTEP_SPOOL=str(place), PICOSTEP_BATCH_RECORDS="16")
+        proxy.set(refuse)
+        ledger = start_host({**env, "PICOSTEP_EXPORTER": "off"}, "some", number, "small", STEPS).finish(20.0)
+        # -D: the exporter is our child, not strace's.
+        under = [strace, "-D", "-f", "-qq", "-o", str(trace), "-e", f"trace={','.join(calls)}"]
+        injected = [*under, "-e", f"inject={injection}"]
+        spool_all(env, base, injected if calls is WRITING else [])
+        proxy.set(passing)
+        files = [option for path in place.rglob("*.[sa]*") for option in ("-P", str(path))]
+        done = export(env, *([*injected, *files] if calls is READING else []))
+        assert done.returncode == 0, (injection, done.stderr)
+        assert b"Traceback" not in done.stderr, (injection, done.stderr)
+        assert not rings(base), injection
+        items = [item for item in ingest.items() if item["step_id"] in ledger.intended]
+        assert {item["step_id"]: digest(item) for item in items} == ledger.intended, injection
+        assert len(items) == STEPS, injection
+        assert check_totals(base)["delivered"] == STEPS
+        if (calls, injection) in SPOOL_FEW:
+            assert "(INJECTED)" in trace.read_text(), injection
+    proxy.stop()
+    print(f"\n{number + 1} failures injected, 0 steps lost")
+
+
+def spool_all(env: dict[str, str], ring_base: Path, under: Sequence[str]) -> None:
+    """Run an exporter that has no backend until everything is in the spool, and synced or not any more."""
+    command = [*under, sys.executable, "-m", "picostep", "export"]
+    process = subprocess.Popen(command, env=clean_environment(**env), stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: [ring["in_spool"] for ring in sample(ring_base)] == [STEPS], 30.0, "it is spooled")
+        time.sleep(SYNC_AFTER)
+        process.terminate()
+        _, errors = process.communicate(timeout=20.0)
+        assert b"Traceback" not in errors, errors
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.timeout(900)

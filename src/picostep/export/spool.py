@@ -555,10 +555,31 @@ class Spool:
                 self._unlink(name)
 
     def _find_frames(self, name: str) -> None:
-        try:
-            fd = self._open_file(name, os.O_RDWR)
-        except OSError:
+        """Look into a file; one that cannot be read counts as damaged, and the next look may find more."""
+        for _ in range(ATTEMPTS):
+            try:
+                file, entries, damaged = self._scan(name)
+                break
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                log.warning("cannot read %s: %s", name, _name(error))
+        else:
+            self.damaged = True
             return
+        if damaged:
+            self.damaged = True
+            self._set_aside(file)
+        with self._lock:
+            file.frames = len(entries)
+            self._bytes += file.size
+            self._entries += entries
+            self._waiting += sum(entry.waiting for entry in entries)
+            self._drop_if_empty(file)
+
+    def _scan(self, name: str) -> tuple[_File, list[_Entry], bool]:
+        """Return a file, its frames that are not settled, and whether there is damage."""
+        fd = self._open_file(name, os.O_RDWR)
         try:
             found = os.fstat(fd)
             made = segment.created_ns(os.pread(fd, segment.HEADER_BYTES, 0), self._sink)
@@ -574,21 +595,11 @@ class Spool:
             damaged = (
                 made is None or whole != end or (end < file.size and not segment.is_torn(fd, self._sink, end))
             )
-        except OSError as error:
-            log.warning("cannot read %s: %s", name, _name(error))
-            return
         finally:
             os.close(fd)
         if damaged:
             log.warning("%s is damaged: %d bytes are skipped", name, file.size - whole)
-            self.damaged = True
-            self._set_aside(file)
-        with self._lock:
-            file.frames = len(entries)
-            self._bytes += file.size
-            self._entries += entries
-            self._waiting += sum(entry.waiting for entry in entries)
-            self._drop_if_empty(file)
+        return file, entries, damaged
 
     def _measure_others(self) -> int:
         """Return the bytes in other lanes."""
