@@ -113,6 +113,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """The same step on picostep and on other recorders, interleaved; writes RESULTS.md and plots."""
+    session.install("pip", "matplotlib>=3.10")  # pip makes an environment for each peer
+    with session.chdir("benchmarks"):
+        session.run("python", "-m", "peers", *session.posargs)
+
+
+@nox.session
 def campaign(session: nox.Session) -> None:
     """The fault tests at full length, and the differential test with many examples: about half an hour."""
     session.install(".[test]")

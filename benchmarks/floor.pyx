@@ -1,7 +1,7 @@
 # cython: language_level=3
 """The floor of a recorded step: the same chain of calls that checks and keeps nothing, two clocks, one copy.
 
-Compiled on demand by workloads.py; not part of the package.
+Compiled on demand by baselines.py; not part of the package.
 """
 cimport cython
 from cpython.object cimport PyObject

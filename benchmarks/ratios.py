@@ -9,7 +9,8 @@ import sys
 import time
 
 import picostep
-from workloads import ALL, SCRIPTS, SIZES, Texts, exporter
+from texts import SCRIPTS, SIZES, Texts
+from workloads import ALL, exporter
 
 
 def measure(size: str, script: str, rounds: int) -> dict[str, list[float]]:

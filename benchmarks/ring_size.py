@@ -10,7 +10,8 @@ import time
 
 import picostep
 from picostep import recorder
-from workloads import Picostep, Texts, exporter, temporary_directory
+from texts import Texts
+from workloads import Picostep, exporter, temporary_directory
 
 FIRST = """
 import time
@@ -70,7 +71,7 @@ def reserved(size: int) -> float:
 def per_step(text: str, size: int) -> float:
     """Median ns per step when half a ring is written a round."""
     work = Picostep(Texts.of(text, "ascii"))
-    n = max(1, size // 2 // (len(work.texts.prompt + work.texts.response + work.texts.tools) + 400))
+    n = max(1, size // 2 // (work.texts.nbytes() + 400))
     times = []
     for _ in range(12):
         work.settle()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from workloads import ALL, SCRIPTS, SIZES, Texts
+from texts import SCRIPTS, SIZES, Texts
+from workloads import ALL
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

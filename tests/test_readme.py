@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,11 @@ def test_examples_run(ring_base: Path, tmp_path: Path) -> None:
 def test_ci_runs_the_second_line() -> None:
     _, second = blocks("sh")
     assert second in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_figures_are_those_that_were_measured() -> None:
+    """The README's table and RESULTS.md are what the committed results give."""
+    report = runpy.run_path(str(ROOT / "benchmarks" / "report.py"))
+    found = report["results"]()
+    assert report["readme"](found) in README.read_text(encoding="utf-8")
+    assert report["render"](found) == (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
