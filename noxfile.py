@@ -121,6 +121,22 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def tail(session: nox.Session) -> None:
+    """What a busy host feels of its recorder: latencies of requests, waits for the GIL; about an hour."""
+    session.install("pip", "matplotlib>=3.10")
+    with session.chdir("benchmarks"):
+        session.run("python", "-m", "tail", *session.posargs)
+
+
+@nox.session
+def delivery(session: nox.Session) -> None:
+    """What an exporter can take, and what a step costs it."""
+    session.install("pip", "matplotlib>=3.10")
+    with session.chdir("benchmarks"):
+        session.run("python", "-m", "delivery", *session.posargs)
+
+
+@nox.session
 def campaign(session: nox.Session) -> None:
     """The fault tests at full length, and the differential test with many examples: about half an hour."""
     session.install(".[test]")

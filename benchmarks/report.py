@@ -313,8 +313,141 @@ def _spaced(size: str) -> str:
     return re.sub(r"(?<=\d)(?=[A-Z])", " ", size)
 
 
-SECTIONS: dict[str, Callable[[Result], str]] = {"peers": peers}
+# --- the tail ---------------------------------------------------------------------------------------------
+
+
+_TAIL = """\
+What requests take, from the moment they come, in a host that works for each of them about half a millisecond
+in Python and then records one step: at {rate:.0f} requests a second that come at random times, the same for
+all, and flat out. {runs} runs; in each, every recorder has a turn, in a new order, in a process of its own,
+for {seconds:g} s a cell ({half:g} s flat out). Percentiles are medians of the runs, *max* is the largest of
+all. *p99.9 / nothing's* is the median of the ratios of each run, with the smallest and the largest.
+Everything delivers to a loopback ingest that checks each step; *dropped* is what a recorder accepted and
+never delivered. The ingest has one core of {cores}; the system places the host and all it starts as it likes
+on all of them, but for the last two rows, in which they have one other core.
+
+Again: `nox -s tail`. In short, and writing nothing:
+`nox -s tail -- --trial --runs 1 --seconds 2 --only nothing,picostep`.
+"""
+_PROBE = """\
+How long the host waits for the GIL, in microseconds: the main thread gives it up and takes it back without a
+pause, while another thread records 500 steps a second and does nothing else.
+"""
+
+
+def tail(result: Result) -> str:
+    """Return the section of `nox -s tail`."""
+    method = _TAIL.format(
+        rate=result["rate"],
+        runs=result["runs"],
+        seconds=result["seconds"],
+        half=result["seconds"] / 2,
+        cores=result["cores"],
+    )
+    parts = ["## The tail\n", f"{measured_on(result)}\n", method]
+    for size in result["sizes"]:
+        for cell in result["cells"]:
+            parts.append(f"### {_spaced(size)}, {'the GIL' if cell == 'probe' else cell}\n")
+            if cell == "probe":
+                parts.append(_PROBE)
+            parts.append(_tail_of(result, size, cell))
+    failed = [one for one in result["contenders"].values() if one["error"]]
+    parts += [f"{one['title']} was left out: {one['error']}\n" for one in failed]
+    return "\n".join(parts)
+
+
+def _tail_of(result: Result, size: str, cell: str) -> str:
+    rows = []
+    for key, one in result["contenders"].items():
+        found = one["sizes"][size][cell]
+        if one["error"] or not found:
+            continue
+        base = "nothing-one-core" if key.endswith("-one-core") else "nothing"
+        nothing = result["contenders"].get(base, {"sizes": {size: {cell: []}}})["sizes"][size][cell]
+        times = [run["us"] for run in found]
+        ratios = [a["us"]["p99.9"] / b["us"]["p99.9"] for a, b in zip(found, nothing, strict=False)]
+        row = [one["title"]]
+        row += [f"{statistics.median(us[name] for us in times):,.0f}" for name in ("p50", "p99", "p99.9")]
+        row.append(f"{max(us['max'] for us in times):,.0f}")
+        row.append(
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else NONE
+        )
+        if cell != "probe":
+            row.append(f"{statistics.median(run['rate'] for run in found):,.0f}")
+        row.append(f"{sum(run['dropped'] for run in found):,}")
+        rows.append(row)
+    rate = [] if cell == "probe" else ["requests/s"]
+    return table(["us", "p50", "p99", "p99.9", "max", "p99.9 / nothing's", *rate, "dropped"], rows)
+
+
+# --- delivery ---------------------------------------------------------------------------------------------
+
+
+_DELIVERY = """\
+Steps of {size} wait in rings; then one exporter (`picostep export --once`), on one core, empties them into a
+file in memory (`jsonl`), a store there, or the loopback ingest, which has another core. Medians of {runs}
+runs, with the smallest and the largest. *Steps/s* by the clock and *us of CPU* of all its threads leave out
+the {wall:.2f} s ({cpu:.2f} s of CPU) that it takes when there is nothing to do; *RSS* is its peak. What
+arrived is compared, field by field.
+
+Again: `nox -s delivery`. In short, and writing nothing: `nox -s delivery -- --trial --runs 1 --share 0.2`.
+"""
+_SUSTAINED = """\
+### Recording and delivering, on one core
+
+Each recorder, with all its threads and processes, has one core; the ingest has another. {steps:,} steps of
+{size} in bursts that its queue takes, each followed by a flush.
+"""
+
+
+def delivery(result: Result) -> str:
+    """Return the section of `nox -s delivery`."""
+    method = _DELIVERY.format(size=_spaced(result["size"]), runs=result["runs"], **result["start_up"])
+    parts = ["## Delivery\n", f"{measured_on(result)}\n", method]
+    for name, series in result["series"].items():
+        rows = [
+            [
+                one["sink"],
+                f"{one['rings']:,}",
+                f"{one['models']:,}",
+                f"{one['steps']:,}",
+                _spread([one["steps"] / run["wall"] for run in one["runs"]]),
+                f"{statistics.median(run['bytes'] / run['wall'] for run in one['runs']) / 1e6:,.0f}",
+                _spread([run["cpu"] / one["steps"] * 1e6 for run in one["runs"]]),
+                f"{max(run['rss'] for run in one['runs']) / 2**20:,.0f}",
+            ]
+            for one in series
+        ]
+        header = ["sink", "rings", "models", "steps", "steps/s", "MB/s", "us of CPU a step", "RSS, MiB"]
+        parts += [f"### By {name}\n", table(header, rows)]
+    known = result["sustained"].values()
+    parts.append(_SUSTAINED.format(steps=max(one["steps"] for one in known), size=_spaced(result["size"])))
+    rows = [
+        [
+            one["title"],
+            _spread([one["steps"] / run["wall"] for run in one["runs"]]),
+            _spread([run["cpu"] / one["steps"] * 1e6 for run in one["runs"]]),
+            f"{one['dropped']:,}",
+        ]
+        for one in known
+    ]
+    parts.append(table(["", "steps/s", "us of CPU a step", "dropped"], rows))
+    return "\n".join(parts)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{_number(statistics.median(values))} ({_number(min(values))} to {_number(max(values))})"
+
+
+SECTIONS: dict[str, Callable[[Result], str]] = {"peers": peers, "tail": tail, "delivery": delivery}
 """In the order of RESULTS.md."""
+
+
+def save(result: Result) -> None:
+    """Keep the results of a campaign, and render everything anew."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{result['kind']}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    main()
 
 
 def main() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-SIZES = {
+CHARACTERS = {
     "0.3KB": 300,
+    "1KB": 1_000,
     "3KB": 3_000,
     "30KB": 30_000,
     "400KB": 400_000,
-}  # characters of prompt, response and tools together
+}  # of prompt, response and tools together
+SIZES = {size: CHARACTERS[size] for size in ("0.3KB", "3KB", "30KB", "400KB")}  # that are compared
 SCRIPTS = {"ascii": "a prompt, a response and tools. ", "cjk": "提示和回答以及工具定义的文字。"}
 
 REQUESTED = "gpt-4o"
@@ -32,7 +34,7 @@ class Texts:
     @classmethod
     def of(cls, size: str, script: str) -> Texts:
         """Half of the characters are the prompt, a third the response, the rest tool definitions."""
-        n, pattern = SIZES[size], SCRIPTS[script]
+        n, pattern = CHARACTERS[size], SCRIPTS[script]
         text = (pattern * (n // len(pattern) + 1))[:n]
         half, third = n // 2, n // 3
         return cls(text[:half], text[half : half + third], text[half + third :])

@@ -134,7 +134,7 @@ class Driver:
     @contextlib.contextmanager
     def open_ingest(self) -> Iterator[str]:
         python = environments.python(INGEST[0])
-        self.ingest = self._process([str(python), "-m", "peers.ingest"], str(ROOT / "tests"))
+        self.ingest = self.process([str(python), "-m", "peers.ingest"], str(ROOT / "tests"))
         try:
             yield f"http://127.0.0.1:{self.ingest('port')}"
         finally:
@@ -146,10 +146,10 @@ class Driver:
         try:
             for one in self.living:
                 python = environments.python(one.peer.environment)
-                one.process = self._process([str(python), "-m", "peers.runner", one.peer.adapter, url])
+                one.process = self.process([str(python), "-m", "peers.runner", one.peer.adapter, url])
                 with one_fails(one):
                     done = one.process("open", core=self.core, size=size)
-                    self._check(one, size, done)
+                    self.check(one, size, done)
                 one.process.pause()
             yield
         finally:
@@ -172,7 +172,7 @@ class Driver:
                 for one in turns:
                     with one_fails(one), self._turn(one) as process:
                         done = process("round", size=size)
-                        self._check(one, size, done, counts=turn >= WARM_UP)
+                        self.check(one, size, done, counts=turn >= WARM_UP)
                         if turn >= WARM_UP:
                             one.means.setdefault(size, []).append(done["mean"])
                             one.cpu.setdefault(size, []).append(done["cpu"])
@@ -183,7 +183,7 @@ class Driver:
             for one in self.living:
                 with one_fails(one), self._turn(one) as process:
                     done = process("retained", size=size)
-                    self._check(one, size, done)
+                    self.check(one, size, done)
                     if "objects" in done:
                         one.retained[size] = {key: done[key] for key in ("objects", "bytes", "elsewhere")}
 
@@ -196,17 +196,18 @@ class Driver:
         finally:
             one.process.pause()
 
-    def _check(self, one: Measured, size: str, done: dict[str, Any], counts: bool = False) -> None:
+    def check(self, one: Measured, size: str, done: dict[str, Any], counts: bool = False) -> int:
         """
         Compare what was recorded with what arrived.
 
-        Steps that are missing at the ingest's deadline are counted as dropped.
+        Returns:
+            How many steps are missing at the ingest's deadline: they count as dropped.
 
         Raises:
             Failed: Steps came twice, or are not what they were, or nobody recorded them.
         """
         if not one.peer.checked:
-            return
+            return 0
         recorded = done["recorded"]
         arrived = self.ingest("take", size=size, steps=recorded) if one.peer.delivers else done["here"]
         if counts:
@@ -222,8 +223,9 @@ class Driver:
                 f"{size}: of {recorded} steps {arrived['steps']} arrived, {arrived['wrong']} of them wrong "
                 f"({arrived['example']}), {arrived['repeated']} once more"
             )
+        return int(recorded - arrived["steps"])
 
-    def _process(self, command: Sequence[str], *path: str) -> Process:
+    def process(self, command: Sequence[str], *path: str) -> Process:
         return Process(command, self._environment(*path), self.place, self.log)
 
     def _environment(self, *path: str) -> dict[str, str]:

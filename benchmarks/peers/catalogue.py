@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-HERE = "."  # a requirement: this checkout
+HERE = "."  # a requirement that begins so: this checkout
 
 
 @dataclass(frozen=True)

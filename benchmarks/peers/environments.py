@@ -51,7 +51,10 @@ def made(name: str, requirements: Sequence[str]) -> dict[str, Any]:
     # Without pip in it the environment's site-packages begins empty.
     site = Path(sysconfig.get_path("purelib", vars={"base": str(place)}))
     if requirements:
-        sources = [str(ROOT) if requirement == HERE else requirement for requirement in requirements]
+        sources = [
+            f"{ROOT}{requirement.removeprefix(HERE)}" if requirement.startswith(HERE) else requirement
+            for requirement in requirements
+        ]
         pip = [sys.executable, "-m", "pip", "--python", str(python(name))]
         _run([*pip, "install", "--quiet", "--disable-pip-version-check", *sources])
     found = {
@@ -65,7 +68,7 @@ def made(name: str, requirements: Sequence[str]) -> dict[str, Any]:
 
 def _fingerprint(requirements: Sequence[str]) -> str:
     digest = hashlib.sha256(repr((sys.version, tuple(requirements))).encode())
-    if HERE in requirements:
+    if any(requirement.startswith(HERE) for requirement in requirements):
         for path in sorted([*ROOT.glob("src/**/*"), *ROOT.glob("ext/**/*"), ROOT / "setup.py"]):
             # Generated C and a compiled module beside the sources are no part of what pip builds from.
             if path.is_file() and path.suffix in {".py", ".pyx", ".pxd", ".pxi", ".h", ".bin", ".json"}:

@@ -15,6 +15,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from peers import lines
@@ -57,12 +58,15 @@ class Runner:
         self.name, self.url = adapter, url
         self.adapter: Adapter
 
-    def open(self, core: int, size: str) -> dict[str, Any]:
+    def open(self, core: int, size: str, with_helpers: bool = False) -> dict[str, Any]:
         """
         Set the peer up, record a few steps, and only then pin this process, with all its threads.
 
-        So an exporter that is a process of its own has started, and stays where the driver is.
+        So an exporter that is a process of its own has started, and stays where the driver is; with
+        `with_helpers` it is on the same core.
         """
+        if with_helpers:
+            os.sched_setaffinity(0, {core})
         module, name = self.name.split(":")
         self.adapter = getattr(importlib.import_module(f"peers.adapters.{module}"), name)(self.url)
         texts = Texts.of(size, "ascii")
@@ -106,6 +110,33 @@ class Runner:
             done = self._settle(texts, warm + n, done)
         steps = sum(bursts)
         return {"mean": total / steps, "cpu": cpu / steps, "taken": taken, **done}
+
+    def sustained(self, size: str, steps: int) -> dict[str, Any]:
+        """
+        Record and deliver, in bursts.
+
+        Returns:
+            wall, cpu: Seconds until everything was handed over, and of CPU of all threads and helpers.
+
+            recorded, here: As of `round()`.
+        """
+        texts = Texts.of(size, "ascii")
+        burst = max(1, min(self.adapter.burst_steps, self.adapter.burst_bytes // texts.nbytes()))
+        start, cpu, left = time.perf_counter(), self._cpu(), steps
+        while left > 0:
+            whole(self.adapter.step, texts, min(burst, left))
+            self.adapter.flush()
+            left -= burst
+        wall, cpu = time.perf_counter() - start, self._cpu() - cpu
+        return {"wall": wall, "cpu": cpu, **self._settle(texts, steps)}
+
+    def _cpu(self) -> float:
+        ticks = os.sysconf("SC_CLK_TCK")
+        helpers = 0.0
+        for pid in self.adapter.helpers():
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()
+            helpers += (int(fields[11]) + int(fields[12])) / ticks
+        return time.process_time() + helpers
 
     def retained(self, size: str) -> dict[str, Any]:
         """
@@ -180,6 +211,7 @@ def main() -> None:
         {
             "open": runner.open,
             "round": runner.round,
+            "sustained": runner.sustained,
             "retained": runner.retained,
             "close": runner.close,
         }

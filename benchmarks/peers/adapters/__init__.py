@@ -52,5 +52,9 @@ class Adapter:
         """Return the bytes that steps take outside Python's heap at the moment, where the peer can tell."""
         return 0
 
+    def helpers(self) -> Iterable[int]:
+        """Return the pids of other processes that work for it."""
+        return ()
+
     def close(self) -> None:
         """End it; nothing is waited for beyond a few seconds."""
