@@ -37,6 +37,15 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def workflows(session: nox.Session) -> None:
+    """The files of .github/workflows: against their schema, and for what is unsafe in them."""
+    session.install("check-jsonschema", "zizmor")
+    files = sorted(str(path) for path in Path(".github/workflows").glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
+    session.run("zizmor", "--offline", *files)
+
+
+@nox.session
 def artifact(session: nox.Session) -> None:
     """Builds the sdist, a wheel from it alone, and tests that wheel where there is no source tree."""
     session.install("build", "pyelftools")

@@ -81,8 +81,8 @@ def parse(report: str) -> Count:
                 current = names[number]
         elif line.startswith("calls="):
             of_callee = True
-        elif line[:1].isdigit() or line[:1] in "+-*":
-            if not of_callee and line[:1]:
+        elif re.match(r"[\d+*-]", line):
+            if not of_callee:
                 sums[current] = sums.get(current, 0) + int(line.split()[-1])
             of_callee = False
     core = sum(count for name, count in sums.items() if "/picostep/_" in name)
