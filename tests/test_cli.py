@@ -808,6 +808,7 @@ class TestTail:
             path.unlink()
             sink.deliver([step(step_id="in a new store")])
             assert json.loads(process.stdout.readline())["step_id"] == "in a new store"
+            sink.close()
         finally:
             process.send_signal(signal.SIGINT)
             rest = process.communicate(timeout=10)
