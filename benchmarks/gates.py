@@ -185,14 +185,17 @@ def by_time() -> float:
 
 
 def build() -> str:
-    """Return what the counts depend on: the build of Python, and the compiler of the core."""
-    comment = re.search(rb"(GCC: \([^)]*\)|clang version) (\d+)", Path(_ring.__file__).read_bytes())
-    compiler = b"GCC" if comment and comment[1].startswith(b"GCC") else b"clang"
+    """Return what the counts depend on: the build of Python, and what has made the core."""
+    core = Path(_ring.__file__).read_bytes()
+    makers = [
+        b" ".join(part for part in found.groups() if part).decode().replace("_", ".")
+        for pattern in (rb"_(cython)_(\d+_\d+_\d+)", rb"(GCC): \([^)]*\) (\d+)|(clang) version (\d+)")
+        if (found := re.search(pattern, core))
+    ]
     flags = hashlib.blake2b(str(sysconfig.get_config_var("CFLAGS")).encode(), digest_size=3).hexdigest()
     return (
         f"{platform.python_implementation()} {platform.python_version()} {platform.machine()}, "
-        f"{platform.python_compiler()}, flags {flags}, core by "
-        + (f"{compiler.decode()} {comment[2].decode()}" if comment else "an unknown compiler")
+        f"{platform.python_compiler()}, flags {flags}, core by {' and '.join(makers)}"
     )
 
 
