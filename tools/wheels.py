@@ -244,6 +244,7 @@ def main() -> int:
         for version, python in here.items()
         if version in SUPPORTED and (not options.python or "{}.{}".format(*version) in options.python)
     }
+    commit = run("git", "-C", ROOT, "describe", "--always", "--dirty").strip()  # as it is when they are built
     rows = []
     with tempfile.TemporaryDirectory(prefix="picostep-wheels-") as away:
         place = Path(away)
@@ -271,7 +272,7 @@ def main() -> int:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
             + " ".join(platform.libc_ver()),
             "compiler": run("cc", "--version").splitlines()[0],
-            "commit": run("git", "-C", ROOT, "describe", "--always", "--dirty").strip(),
+            "commit": commit,
             "quick": options.quick,
             "sdist_bytes": sdist.stat().st_size,
             "refused_by_3.9": old,
