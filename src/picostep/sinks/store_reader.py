@@ -181,7 +181,7 @@ class StoreReader:
         with self._connect() as connection:
             rows: list[Row] = []
             if ended:
-                rows += _select(connection, _ENDED_RUNS, (status, limit))
+                rows += _select(connection, _ENDED_RUNS, (status, status, limit))
             if open:
                 rows += _select(connection, _OPEN_RUNS, (limit,))
             summaries = [_summary(row, *_parts(connection, row["run_id"], _BRIEF)) for row in rows]
@@ -296,7 +296,7 @@ class StoreReader:
 _ENDED_RUNS = f"""
 SELECT run_id, start_ns, end_ns, status_code, status_message, session_id,
        substr(user_prompt, 1, {_PREVIEW}) AS user_prompt
-FROM runs WHERE ?1 IS NULL OR status_code = ?1 ORDER BY start_ns DESC LIMIT ?2
+FROM runs WHERE ? IS NULL OR status_code = ? ORDER BY start_ns DESC LIMIT ?
 """
 
 _OPEN_RUNS = """
@@ -381,10 +381,10 @@ def _newest(connection: sqlite3.Connection, table: str) -> int:
 
 def _find(connection: sqlite3.Connection, prefix: str) -> str | None:
     source = " UNION ".join(
-        f"SELECT run_id FROM {table} WHERE run_id BETWEEN ?1 AND ?2" for table in TABLES.values()
+        f"SELECT run_id FROM {table} WHERE run_id BETWEEN ? AND ?" for table in TABLES.values()
     )
     rows = connection.execute(
-        f"{source} ORDER BY run_id LIMIT {_MAX_CANDIDATES}", (prefix, prefix + "\U0010ffff")
+        f"{source} ORDER BY run_id LIMIT {_MAX_CANDIDATES}", (prefix, prefix + "\U0010ffff") * len(TABLES)
     ).fetchall()
     candidates = [run_id for (run_id,) in rows]
     if len(candidates) > 1 and candidates[0] != prefix:
