@@ -245,7 +245,7 @@ def main() -> int:
         ("instructions of a 3 KB step / of a plain-Python one", instructions, MOST_INSTRUCTIONS),
         ("time of a 3 KB step / of a plain-Python one", by_time(), MOST_TIME),
         ("instructions of import picostep", of_import(), IMPORT_INSTRUCTIONS),
-        ("modules that import picostep loads", import_time.once("picostep")[1], MODULES),
+        ("modules that import picostep loads", import_time.once("import picostep")[1], MODULES),
     ]
     for what, value, most in limits:
         print(f"{what:52}{value:>13,.2f}   at most {most:,}")
