@@ -134,6 +134,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def account(session: nox.Session) -> None:
+    """What a step is made of, in instructions."""
+    session.install(".", "cython", "setuptools", env={"PICOSTEP_BUILD_SYMBOLS": "1"})
+    session.run("python", "benchmarks/account.py", *session.posargs)
+
+
+@nox.session
 def peers(session: nox.Session) -> None:
     """The same step on picostep and on other recorders, interleaved; writes RESULTS.md and plots."""
     session.install("pip", "matplotlib>=3.10")  # pip makes an environment for each peer

@@ -1,8 +1,9 @@
 """Builds the compiled core; everything static is in pyproject.toml.
 
 Switches, each set to 1 in the environment: PICOSTEP_BUILD_DEBUG (no optimisation, assertions),
-PICOSTEP_BUILD_SANITIZE (ASan and UBSan), PICOSTEP_BUILD_FUZZ (the same and libFuzzer's coverage, with
-CC=clang), PICOSTEP_BUILD_TRACE (line coverage), PICOSTEP_BUILD_ANNOTATE (Cython's HTML beside the sources).
+PICOSTEP_BUILD_SYMBOLS (names of functions, for profilers), PICOSTEP_BUILD_SANITIZE (ASan and UBSan),
+PICOSTEP_BUILD_FUZZ (the same and libFuzzer's coverage, with CC=clang), PICOSTEP_BUILD_TRACE (line coverage),
+PICOSTEP_BUILD_ANNOTATE (Cython's HTML beside the sources).
 """
 
 import os
@@ -27,7 +28,8 @@ if sys.platform != "win32":
     cflags += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]
     # Inline, objects of more than 224 bytes are zeroed by "rep stos": 25 ns a step slower than the C library.
     cflags += ["-fno-builtin-memset"]
-    ldflags += [] if DEBUG or SANITIZE or sys.platform == "darwin" else ["-Wl,-s"]
+    named = DEBUG or SANITIZE or _on("SYMBOLS") or sys.platform == "darwin"
+    ldflags += [] if named else ["-Wl,-s"]
     if sys.platform.startswith("linux"):
         ldflags += ["-pthread"]
 if SANITIZE:

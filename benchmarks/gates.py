@@ -97,8 +97,8 @@ def parse(report: str) -> Count:
     return Count(core, core + python, sum(sums.values()))
 
 
-def callgrind(arguments: list[str], directory: str) -> Count:
-    """Run the interpreter itself, not a script that starts it, under callgrind."""
+def callgrind(arguments: list[str], directory: str) -> str:
+    """Run the interpreter itself, not a script that starts it, under callgrind; return the report."""
     report = Path(directory) / "callgrind"
     interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     paths = [HERE, Path(picostep.__file__).parent.parent, sysconfig.get_path("purelib")]
@@ -122,7 +122,7 @@ def callgrind(arguments: list[str], directory: str) -> Count:
     )
     if done.returncode or not report.exists():
         raise SystemExit(f"{arguments}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    return parse(report.read_text())
+    return report.read_text()
 
 
 def check(name: str, turns: int, directory: Path) -> None:
@@ -146,11 +146,11 @@ def check(name: str, turns: int, directory: Path) -> None:
         assert (entry["prompt_uncached_tokens"], entry["completion_tokens"]) == (1200, 250)
 
 
-def in_new_process(name: str, turns: int) -> Count:
+def in_new_process(name: str, turns: int) -> str:
     with tempfile.TemporaryDirectory(prefix="picostep-gates-") as directory:
-        count = callgrind([str(HERE / "counted.py"), name, str(turns), directory], directory)
+        report = callgrind([str(HERE / "counted.py"), name, str(turns), directory], directory)
         check(name, turns, Path(directory))
-    return count
+    return report
 
 
 def per_turn() -> dict[str, Count]:
@@ -165,7 +165,7 @@ def per_turn() -> dict[str, Count]:
             name: Count(
                 *(
                     (many - few) / (MANY - FEW)
-                    for few, many in zip(pairs[name][0].result(), pairs[name][1].result(), strict=True)
+                    for few, many in zip(*(parse(half.result()) for half in pairs[name]), strict=True)
                 )
             )
             for name in WORKS
@@ -175,7 +175,7 @@ def per_turn() -> dict[str, Count]:
 def of_import() -> float:
     """Return the instructions of `import picostep`."""
     with tempfile.TemporaryDirectory(prefix="picostep-gates-") as directory:
-        bare, whole = (callgrind(["-c", code], directory) for code in ("pass", "import picostep"))
+        bare, whole = (parse(callgrind(["-c", code], directory)) for code in ("pass", "import picostep"))
     return whole.everything - bare.everything
 
 

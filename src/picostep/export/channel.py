@@ -112,7 +112,7 @@ class Channel:
     # ---- the exporter's side -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to deliver: in a thread of its own, or where there can be none whenever `help()` is called."""
+        """Begin to deliver, in a thread of its own; where there can be none, `help()` does it."""
         try:
             self._thread.start()
         except RuntimeError:  # Python 3.12 and later start none while the interpreter ends
