@@ -21,7 +21,7 @@ PARTS = {
     "checks of texts": r"set_text|set_bodies",
     "checks of numbers": r"set_tokens|PyLong_AsLongLong",
     "the object: made and freed": r"tp_new|tp_dealloc|Alloc|PyObject_(Malloc|Free)|memset|_Py_NewReference",
-    "ids": r"new_id|format_id",
+    "ids": r"new_id|format_id|chacha",
     "clock": r"clock_gettime|monotonic|vdso",
     "record: times, state": r"f_8picostep_8_records_(finish|begin|start|end)",
     "frame: size, room, header, commit": r"f_8picostep_5_ring_append",

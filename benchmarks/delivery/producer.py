@@ -45,7 +45,7 @@ def main() -> None:
     rings, steps, models = map(int, numbers)
     texts = Texts.of(size, "ascii")
     # Bodies are shed from three quarters on, and sizes are rounded down to a power of two.
-    ring_bytes = max(1 << 20, (texts.nbytes() + 600) * steps * 4)
+    ring_bytes = min(1 << 30, max(1 << 20, (texts.nbytes() + 600) * steps * 4))
     picostep.configure(
         dir=directory,
         to=to,

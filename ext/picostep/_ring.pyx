@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from picostep._clock cimport wall_ns
-from picostep._ids cimport ID_POOL, fill_random, format_id
+from picostep._ids cimport fill_random, forget_ids, format_id
 
 import os
 
@@ -74,7 +74,7 @@ cdef uint64_t MAGIC = 0x5045545350434950     # "PICPSTEP" as bytes of a little-e
 
 cdef Host the_host
 memset(&the_host, 0, sizeof(the_host))
-the_host.ids.used = ID_POOL
+forget_ids(&the_host.ids)
 host = &the_host
 
 # Texts that are shed when the ring fills up: everything else is small and counts.
@@ -422,7 +422,7 @@ cdef void after_fork_in_child() noexcept nogil:
     memset(the_host.ring, 0, sizeof(the_host.ring))
     memset(&the_host.lock, 0, sizeof(the_host.lock))
     the_host.all = NULL
-    the_host.ids.used = ID_POOL
+    forget_ids(&the_host.ids)
     the_host.unrecorded = 0
     the_host.forks += 1
 
