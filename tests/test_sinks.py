@@ -204,7 +204,7 @@ def test_chunked_answer(ingest: Ingest, sink: TccSink) -> None:
 
 
 def test_answer_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("picostep.sinks.tcc._ANSWER_DEADLINE", 0.3)
+    monkeypatch.setattr("picostep.sinks.http._ANSWER_DEADLINE", 0.3)
     start = time.monotonic()
     with talkative(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", drip=b"x") as url:
         assert tcc(url).deliver([step()]) == {}
@@ -231,10 +231,9 @@ def test_nobody_listens() -> None:
         tcc(f"http://127.0.0.1:{free_port()}").deliver([step()])
 
 
-def test_server_that_hangs(ingest: Ingest, sink: TccSink, monkeypatch: pytest.MonkeyPatch) -> None:
-    import urllib3
-
-    monkeypatch.setattr("picostep.sinks.tcc._TIMEOUT", urllib3.Timeout(connect=0.2, read=0.2))
+def test_server_that_hangs(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("picostep.sinks.http._READ_TIMEOUT", 0.2)
+    sink = tcc(ingest.url)
     ingest.script(Reply(hang=threading.Event()))
     with pytest.raises(RetryLater, match=r"^read timeout$"):
         sink.deliver([step()])
