@@ -8,13 +8,11 @@ import json
 import logging
 import os
 import resource
-import socket
 import ssl
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
@@ -27,7 +25,7 @@ from picostep.errors import ConfigError
 from picostep.export.payload import Record, encode, local, wire
 from picostep.sinks import Rejected, RetryLater, Sink, Undelivered, jsonl, open_sink, open_sinks
 from picostep.sinks.tcc import TccSink
-from support import Ingest, Reply, free_port
+from support import Ingest, Reply, free_port, talkative
 
 KEY = "dev_secret-key"
 CERTIFICATE = Path(__file__).parent / "data" / "self_signed.pem"
@@ -332,50 +330,6 @@ def test_other_users_of_urllib3_keep_their_log(ingest: Ingest, caplog: pytest.Lo
     urllib3.PoolManager().request("GET", f"{ingest.url}/theirs")
     assert "/theirs" in caplog.text
     assert "/v1/custom" not in caplog.text
-
-
-@contextmanager
-def talkative(answer: bytes, drip: bytes = b"", context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """A server that says the same to everyone, then more and more of `drip`, and hangs up."""
-    stop = threading.Event()
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while not stop.is_set():
-            try:
-                connection, _ = server.accept()
-                with connection:
-                    answer_one(connection)
-            except OSError:
-                pass
-
-    def answer_one(connection: socket.socket) -> None:
-        connection.settimeout(5)
-        if context is not None:
-            connection = context.wrap_socket(connection, server_side=True)
-        received = connection.recv(65536)
-        while received.startswith(b"POST") and not complete(received):
-            received += connection.recv(65536)
-        connection.sendall(answer)
-        while drip and not stop.wait(0.02):
-            connection.sendall(drip)
-        connection.close()
-
-    def complete(request: bytes) -> bool:
-        head, separator, body = request.partition(b"\r\n\r\n")
-        length = head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]
-        return bool(separator) and len(body) >= int(length)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-    finally:
-        stop.set()
-        with socket.create_connection(server.getsockname()):
-            pass
-        thread.join(10)
-        server.close()
 
 
 # --- jsonl --------------------------------------------------------------------------------------------------
