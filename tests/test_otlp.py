@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 import signal
 import ssl
 from collections.abc import Callable, Iterator
@@ -332,6 +333,13 @@ def test_what_is_no_message_is_a_text(text: str) -> None:
         {"role": "user", "parts": [{"type": "text", "content": text}]}
     ]
     assert made["gen_ai.tool.definitions"] == text
+
+
+def test_every_attribute_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "otlp.md").read_text(encoding="utf-8")
+    keys = {re.sub(r"\.\d+\.", ".N.", key) for record in FULL for key in span(record).attributes}
+    told = {key for key in keys if f"`{key}`" in page}
+    assert {re.sub(r"_messages\.N\.message.*", "", key) for key in keys - told} <= {"llm.input", "llm.output"}
 
 
 def test_a_uuid_is_the_trace_id_and_all_else_is_hashed() -> None:
