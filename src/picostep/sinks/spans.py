@@ -82,7 +82,8 @@ def span(record: Record, content: bool = True) -> Span:
         if mark in record:
             attributes[f"picostep.{mark}"] = True
     for value in attributes.values():
-        _check(value)
+        if not isinstance(value, str):
+            _check(value)
     root = _span_id("run", run_id)
     return Span(
         _trace_id(run_id),
