@@ -485,6 +485,28 @@ def test_any_text_is_sent_alike(records: list[Record], content: bool) -> None:
             assert values["input.value"] == expected
 
 
+def test_a_long_text_goes_out_once() -> None:
+    """Three times what a receiver takes once might be refused for its size."""
+    text = json.dumps([{"role": "user", "content": "x" * 1_000_000}])
+    made = [
+        run(user_prompt=text, response=text),
+        step(prompt=text, response=text, tool_definitions=text),
+        tool_call(args=text, result=text),
+    ]
+    for record, names in zip(
+        made,
+        (
+            {"gen_ai.input.messages", "gen_ai.output.messages"},
+            {"gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions"},
+            {"gen_ai.tool.call.arguments", "gen_ai.tool.call.result"},
+        ),
+        strict=True,
+    ):
+        found = span(record).attributes
+        assert {key for key, value in found.items() if len(str(value)) > 1_000_000} == names
+        assert not any(key.startswith(("input", "output", "llm.")) for key in found)
+
+
 @pytest.mark.parametrize("protocol", ["http/json", "http/protobuf"])
 def test_surrogates_and_nul_cost_no_other_span(ingest: Ingest, protocol: str) -> None:
     odd = "a\0\ud800b\U0001f600\ud83d\ude00"
@@ -561,7 +583,7 @@ def test_feedback_is_settled_and_not_sent(ingest: Ingest) -> None:
 
 
 def test_requests_stay_below_what_receivers_take(ingest: Ingest) -> None:
-    records = [step(str(number), prompt="\n" * 1_000_000) for number in range(4)] + [step("small")]
+    records = [step(str(number), prompt="\n" * 400_000) for number in range(4)] + [step("small")]
     assert sink(ingest.url).deliver(records) == {}
     assert [name for request in ingest.requests for name in ids(request)] == ["0", "1", "2", "3", "small"]
     assert all(len(request.body) < 4 << 20 or len(ids(request)) == 1 for request in ingest.requests)

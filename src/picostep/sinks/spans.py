@@ -34,6 +34,7 @@ _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NIL = "0" * 32
 _INT64 = range(-(2**63), 2**63)
 _MOST_NS = 2**64 - 1
+_REPEATED = 400_000  # characters of a text that goes out by each of its names; a longer one by the first only
 
 
 class Span(NamedTuple):
@@ -162,10 +163,8 @@ def _run(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
             metadata |= merged_metadata(record)
         if "system_prompt" in record:
             attributes["gen_ai.system_instructions"] = _dumps([_text_part(record["system_prompt"])])
-        if "user_prompt" in record:
-            attributes["gen_ai.input.messages"] = _messages(record["user_prompt"], "user")[1]
-        if "response" in record:
-            attributes["gen_ai.output.messages"] = _messages(record["response"], "assistant")[1]
+        _messages_of(record, attributes, "user_prompt", "user", "input")
+        _messages_of(record, attributes, "response", "assistant", "output")
     attributes["metadata"] = _dumps(metadata)
     return "invoke_agent", "", attributes
 
@@ -220,8 +219,6 @@ _BUILDERS = {"run": _run, "step": _step, "tool_call": _tool_call}
 # Field of a record, and the attributes that it becomes as it is.
 _RUN_TEXTS = {
     "session_id": ("gen_ai.conversation.id", "session.id"),
-    "user_prompt": ("input.value",),
-    "response": ("output.value",),
     "full_input": ("picostep.full_input",),
     "full_output": ("picostep.full_output",),
 }
@@ -255,8 +252,9 @@ _PROMPT_TOKENS = ("prompt_uncached_tokens", "prompt_cached_tokens", "cache_write
 def _copy(record: Record, attributes: dict[str, Value], names: Mapping[str, tuple[str, ...]]) -> None:
     for field, keys in names.items():
         if field in record:
-            for key in keys:
-                attributes[key] = record[field]
+            value = record[field]
+            for key in keys[:1] if isinstance(value, str) and len(value) > _REPEATED else keys:
+                attributes[key] = value
 
 
 def _count(record: Record, attributes: dict[str, Value]) -> None:
@@ -279,22 +277,33 @@ def _price(record: Record, attributes: dict[str, Value]) -> None:
 
 def _texts_of_step(record: Record, attributes: dict[str, Value]) -> None:
     for field, role, side in (("prompt", "user", "input"), ("response", "assistant", "output")):
-        if field in record:
-            messages, attributes[f"gen_ai.{side}.messages"] = _messages(record[field], role)
-            attributes[f"{side}.value"] = record[field]
-            for number, message in enumerate(messages):
-                key = f"llm.{side}_messages.{number}.message"
-                attributes[f"{key}.role"] = message["role"]
-                text = "".join(part["content"] for part in message["parts"] if part["type"] == "text")
-                if text:
-                    attributes[f"{key}.content"] = text
-    if "tool_definitions" in record:
-        definitions = record["tool_definitions"]
+        for number, message in enumerate(_messages_of(record, attributes, field, role, side)):
+            key = f"llm.{side}_messages.{number}.message"
+            attributes[f"{key}.role"] = message["role"]
+            text = "".join(part["content"] for part in message["parts"] if part["type"] == "text")
+            if text:
+                attributes[f"{key}.content"] = text
+    definitions = record.get("tool_definitions")
+    if definitions is not None:
         attributes["gen_ai.tool.definitions"] = definitions
-        tools = _parsed(definitions)
+        tools = _parsed(definitions) if len(definitions) <= _REPEATED else None
         for number, tool in enumerate(tools if isinstance(tools, list) else ()):
             with suppress(RecursionError):
                 attributes[f"llm.tools.{number}.tool.json_schema"] = _dumps(tool)
+
+
+def _messages_of(
+    record: Record, attributes: dict[str, Value], field: str, role: str, side: str
+) -> list[dict[str, Any]]:
+    """Add the messages in a field, and return those that are to be repeated by OpenInference's names."""
+    text = record.get(field)
+    if text is None:
+        return []
+    messages, attributes[f"gen_ai.{side}.messages"] = _messages(text, role)
+    if len(text) > _REPEATED:
+        return []
+    attributes[f"{side}.value"] = text
+    return messages
 
 
 def _messages(text: str, role: str) -> tuple[list[dict[str, Any]], str]:
