@@ -10,7 +10,7 @@ import json
 import re
 import signal
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -851,7 +851,7 @@ print(json.dumps(picostep.stats()))
 
 
 @pytest.fixture
-def host(ring_base: Path, ingest: Ingest, tmp_path: Path) -> Iterator[dict[str, str]]:
+def host(ring_base: Path, ingest: Ingest, tmp_path: Path) -> dict[str, str]:
     """The settings of a host that sends to `ingest`."""
     return {
         "PICOSTEP_DIR": str(ring_base),

@@ -105,7 +105,7 @@ def repaired(made: Span) -> Span:
     return made._replace(
         name=well_formed(made.name),
         message=well_formed(made.message),
-        attributes={well_formed(key): _repaired(value) for key, value in made.attributes.items()},
+        attributes={key: _repaired(value) for key, value in made.attributes.items()},
     )
 
 
