@@ -127,6 +127,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def receivers(session: nox.Session) -> None:
+    """Sink `otlp` against a collector that others have written: rotel."""
+    session.install(".[test]", "rotel")
+    session.run("pytest", "tests/test_receivers.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """What a step costs its caller, beside its baselines, interleaved."""
     session.install(".", "cython", "setuptools")

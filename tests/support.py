@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-OURS = ("TCC_", "PICOSTEP_")
+OURS = ("TCC_", "PICOSTEP_", "OTEL_")
 
 
 def wait_until(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
@@ -239,6 +240,50 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+@contextmanager
+def talkative(answer: bytes, drip: bytes = b"", context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A server that says the same to everyone, then more and more of `drip`, and hangs up."""
+    stop = threading.Event()
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while not stop.is_set():
+            try:
+                connection, _ = server.accept()
+                with connection:
+                    answer_one(connection)
+            except OSError:
+                pass
+
+    def answer_one(connection: socket.socket) -> None:
+        connection.settimeout(5)
+        if context is not None:
+            connection = context.wrap_socket(connection, server_side=True)
+        received = connection.recv(65536)
+        while received.startswith(b"POST") and not complete(received):
+            received += connection.recv(65536)
+        connection.sendall(answer)
+        while drip and not stop.wait(0.02):
+            connection.sendall(drip)
+        connection.close()
+
+    def complete(request: bytes) -> bool:
+        head, separator, body = request.partition(b"\r\n\r\n")
+        length = head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]
+        return bool(separator) and len(body) >= int(length)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        stop.set()
+        with socket.create_connection(server.getsockname()):
+            pass
+        thread.join(10)
+        server.close()
 
 
 # --- directories of rings ---------------------------------------------------------------------------------

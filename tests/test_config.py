@@ -501,6 +501,7 @@ class TestSettings:
         assert found.batch_bytes == 1024 * 1024
         assert found.exit_timeout == 2.0
         assert found.misuse == "raise"
+        assert found.otlp_content is True
         assert found.debug is False
         assert found.api_key is None
         assert found.tcc_url is None
@@ -536,6 +537,8 @@ class TestSettings:
             ("PICOSTEP_EXIT_TIMEOUT", "0", "exit_timeout", 0.0),
             ("PICOSTEP_EXIT_TIMEOUT", "1.5", "exit_timeout", 1.5),
             ("PICOSTEP_MISUSE", "log", "misuse", "log"),
+            ("PICOSTEP_OTLP_CONTENT", "off", "otlp_content", False),
+            ("PICOSTEP_OTLP_CONTENT", "1", "otlp_content", True),
             ("TCC_DEBUG", "1", "debug", True),
             ("TCC_DEBUG", "True", "debug", True),
             ("TCC_DEBUG", "yes", "debug", False),
@@ -564,6 +567,7 @@ class TestSettings:
                 "PICOSTEP_SPOOL_BYTES",
                 "PICOSTEP_SPOOL_AGE",
                 "PICOSTEP_MISUSE",
+                "PICOSTEP_OTLP_CONTENT",
                 "TCC_DEBUG",
             }
         ),
@@ -607,6 +611,9 @@ class TestSettings:
             ("PICOSTEP_EXIT_TIMEOUT", "3601"),
             ("PICOSTEP_EXIT_TIMEOUT", "2s"),
             ("PICOSTEP_MISUSE", "ignore"),
+            ("PICOSTEP_OTLP_CONTENT", "none"),
+            ("PICOSTEP_TO", "otlp"),
+            ("PICOSTEP_TO", "otlp:localhost:4318"),
         ],
     )
     def test_a_bad_variable_is_named(self, variable: str, text: str) -> None:
@@ -645,6 +652,7 @@ class TestSettings:
             ("exit_timeout", 10**400),
             ("exit_timeout", None.__class__),
             ("misuse", "warn"),
+            ("otlp_content", 1),
             ("debug", 3),
             ("api_key", 7),
             ("tcc_url", 7),

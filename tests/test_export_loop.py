@@ -29,7 +29,7 @@ from picostep.export.outlet import Outlet
 from picostep.export.payload import Record
 from picostep.recorder import BOOT
 from picostep.ringdir import RingDir
-from picostep.sinks import Rejected, RetryLater
+from picostep.sinks import Refused, Rejected, RetryLater
 from support import Ingest, Reply, clean_environment, free_port, run_python, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings are private there")
@@ -392,6 +392,16 @@ def test_unencodable_is_counted(directory: RingDir) -> None:
     drain(directory, Recorder(script({0: "TypeError", 3: "TypeError"})))
     found = totals(directory)
     assert (found["delivered"], found["dropped"]["encode_error"]) == (3, 2)
+
+
+def test_refused_is_counted(directory: RingDir) -> None:
+    dead_host(directory, 5)
+    drain(
+        directory,
+        Recorder(script({0: Refused("no", known=True), 2: "TypeError", 3: Refused("no", known=False)})),
+    )
+    found = totals(directory)
+    assert (found["delivered"], found["dropped"]["encode_error"], found["dropped"]["rejected"]) == (2, 1, 2)
 
 
 def test_each_sink_gets_each_record_once(directory: RingDir) -> None:

@@ -24,7 +24,7 @@ HEAVY = {
 # What only those need that export, read the cost of a step, or have settings that need checking.
 PROGRAMS = (
     *("picostep.export", "picostep.sinks", "picostep.prices", "picostep._cost"),
-    *("picostep.redaction", "picostep.settingsfile", "picostep._payload"),
+    *("picostep.otelenv", "picostep.redaction", "picostep.settingsfile", "picostep._payload"),
 )
 
 HOST_MODULES = [
@@ -95,7 +95,7 @@ def test_every_host_module_is_listed() -> None:
         path.name.partition(".")[0] for path in PACKAGE.iterdir() if path.suffix in (".py", ".so", ".pyd")
     }
 
-    others = {"__init__", "__main__", "_payload", "demo", "redaction", "settingsfile"}
+    others = {"__init__", "__main__", "_payload", "demo", "otelenv", "redaction", "settingsfile"}
     assert found - others == {name.partition(".")[2] for name in HOST_MODULES[1:]}
 
 

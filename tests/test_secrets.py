@@ -188,8 +188,14 @@ def test_canaries(
     ingest.default = echo
     out = tmp_path / "out"
     out.mkdir()
-    to = ["tcc", f"jsonl:{tmp_path / 'records.jsonl'}", f"store:{tmp_path / 'store.db'}"]
-    env = {"TCC_BASE_URL": ingest.url, "TCC_DEBUG": "1", "PICOSTEP_DIR": str(ring_base)}
+    to = [
+        "tcc",
+        f"jsonl:{tmp_path / 'records.jsonl'}",
+        f"store:{tmp_path / 'store.db'}",
+        f"otlp:{ingest.url}",
+    ]
+    env = {"OTEL_EXPORTER_OTLP_HEADERS": f"Authorization=Bearer%20{KEY}"}
+    env |= {"TCC_BASE_URL": ingest.url, "TCC_DEBUG": "1", "PICOSTEP_DIR": str(ring_base)}
     env |= {"TCC_URL": f"{ingest.url}/v1/custom?token={KEY}"}
     if not in_code:
         env |= {"TCC_API_KEY": KEY}
@@ -216,7 +222,8 @@ def test_canaries(
     # The canaries were there to be found.
     keys = {request.headers["authorization"] for request in requests}
     assert keys <= {f"Bearer {KEY}", f"Bearer {KEY}-own"}
-    assert any(TEXT.encode() in request.body for request in requests)
+    for path in ("/v1/custom", "/v1/traces"):
+        assert any(TEXT.encode() in request.body for request in requests if request.path.startswith(path))
     assert TEXT.encode() in (tmp_path / "records.jsonl").read_bytes()
     if reply != 200:
         assert f"http {reply}".encode() in (out / "stdout").read_bytes()

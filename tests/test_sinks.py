@@ -8,13 +8,11 @@ import json
 import logging
 import os
 import resource
-import socket
 import ssl
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
@@ -27,7 +25,7 @@ from picostep.errors import ConfigError
 from picostep.export.payload import Record, encode, local, wire
 from picostep.sinks import Rejected, RetryLater, Sink, Undelivered, jsonl, open_sink, open_sinks
 from picostep.sinks.tcc import TccSink
-from support import Ingest, Reply, free_port
+from support import Ingest, Reply, free_port, talkative
 
 KEY = "dev_secret-key"
 CERTIFICATE = Path(__file__).parent / "data" / "self_signed.pem"
@@ -204,7 +202,7 @@ def test_chunked_answer(ingest: Ingest, sink: TccSink) -> None:
 
 
 def test_answer_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("picostep.sinks.tcc._ANSWER_DEADLINE", 0.3)
+    monkeypatch.setattr("picostep.sinks.http._ANSWER_DEADLINE", 0.3)
     start = time.monotonic()
     with talkative(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", drip=b"x") as url:
         assert tcc(url).deliver([step()]) == {}
@@ -231,10 +229,9 @@ def test_nobody_listens() -> None:
         tcc(f"http://127.0.0.1:{free_port()}").deliver([step()])
 
 
-def test_server_that_hangs(ingest: Ingest, sink: TccSink, monkeypatch: pytest.MonkeyPatch) -> None:
-    import urllib3
-
-    monkeypatch.setattr("picostep.sinks.tcc._TIMEOUT", urllib3.Timeout(connect=0.2, read=0.2))
+def test_server_that_hangs(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("picostep.sinks.http._READ_TIMEOUT", 0.2)
+    sink = tcc(ingest.url)
     ingest.script(Reply(hang=threading.Event()))
     with pytest.raises(RetryLater, match=r"^read timeout$"):
         sink.deliver([step()])
@@ -333,50 +330,6 @@ def test_other_users_of_urllib3_keep_their_log(ingest: Ingest, caplog: pytest.Lo
     urllib3.PoolManager().request("GET", f"{ingest.url}/theirs")
     assert "/theirs" in caplog.text
     assert "/v1/custom" not in caplog.text
-
-
-@contextmanager
-def talkative(answer: bytes, drip: bytes = b"", context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """A server that says the same to everyone, then more and more of `drip`, and hangs up."""
-    stop = threading.Event()
-    server = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while not stop.is_set():
-            try:
-                connection, _ = server.accept()
-                with connection:
-                    answer_one(connection)
-            except OSError:
-                pass
-
-    def answer_one(connection: socket.socket) -> None:
-        connection.settimeout(5)
-        if context is not None:
-            connection = context.wrap_socket(connection, server_side=True)
-        received = connection.recv(65536)
-        while received.startswith(b"POST") and not complete(received):
-            received += connection.recv(65536)
-        connection.sendall(answer)
-        while drip and not stop.wait(0.02):
-            connection.sendall(drip)
-        connection.close()
-
-    def complete(request: bytes) -> bool:
-        head, separator, body = request.partition(b"\r\n\r\n")
-        length = head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]
-        return bool(separator) and len(body) >= int(length)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-    finally:
-        stop.set()
-        with socket.create_connection(server.getsockname()):
-            pass
-        thread.join(10)
-        server.close()
 
 
 # --- jsonl --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from picostep.export.loop import Exporter
 from picostep.export.payload import Record
 from picostep.export.spool import Spool
 from picostep.ringdir import RingDir
-from picostep.sinks import Rejected, RetryLater
+from picostep.sinks import Refused, Rejected, RetryLater
 from ringfile import Rig, ids, record_some
 from spoolfile import FRAME_BYTES, HEADER_BYTES, segments
 from support import Ingest, Reply, ring_directory, run_python, wait_until
@@ -180,16 +180,18 @@ def test_part_of_it_taken_after_it_was_spooled(rig: Rig, base: Path) -> None:
         if next(calls) == 0:
             release.wait(20.0)
             sink.taken += ids(records)[:4]
-            raise RetryLater("http 503", delivered=4, unencodable={1: "why"})
+            refused = Refused("why", known=False)
+            raise RetryLater("http 503", delivered=4, unencodable={1: "why", 2: refused})
 
     sink.trouble = first_slow_then_partial
     with exporting(rig, base, sink):
         record_some(30)
         settle(rig, in_spool=30)
         release.set()
-        settle(rig, in_spool=0, delivered=29)
+        settle(rig, in_spool=0, delivered=28)
     assert sink.taken == [*range(30)]
-    assert rig.ring.counters()["dropped"]["encode_error"] == 1
+    dropped = rig.ring.counters()["dropped"]
+    assert (dropped["encode_error"], dropped["rejected"]) == (1, 1)
 
 
 def test_next_exporter_goes_on(rig: Rig, base: Path) -> None:

@@ -38,6 +38,7 @@ def configure(
     prices: Mapping[str | tuple[str, str], Mapping[str, Any]] | str | PathLike[str] | None = None,
     send_computed_cost: bool | None = None,
     redact: str | list[str] | Mapping[str, Any] | PathLike[str] | None = None,
+    otlp_content: bool | None = None,
 ) -> None:
     """
     Set what the environment does not say, or says otherwise. Optional; best called once, at start.
@@ -46,9 +47,9 @@ def configure(
     first. Runs and steps that exist keep their destination.
 
     Args:
-        to: One sink or several: `"tcc"`, `"stdout"`, `"jsonl:PATH"`, `"store:PATH"`, `"store"`, or one that
-            is installed. Else `PICOSTEP_TO`; else The Context Company when there is a key, the local store
-            when there is none.
+        to: One sink or several: `"tcc"`, `"stdout"`, `"jsonl:PATH"`, `"store:PATH"`, `"store"`, `"otlp:URL"`,
+            or one that is installed. Else `PICOSTEP_TO`; else The Context Company when there is a key, the
+            local store when there is none.
 
         api_key: Key of The Context Company; else `TCC_API_KEY`.
 
@@ -99,6 +100,9 @@ def configure(
             for which this fails is withheld. Else `PICOSTEP_REDACT`, which is `secrets` or the name of a
             file. By default status messages alone lose secrets, whatever this says.
 
+        otlp_content: Whether sink `otlp` sends prompts, responses, tool definitions, arguments, results,
+            metadata and session ids; else `PICOSTEP_OTLP_CONTENT`; else True.
+
     Raises:
         ConfigError: A setting cannot be used; nothing is changed.
     """
@@ -121,6 +125,7 @@ def configure(
             prices=prices,
             send_computed_cost=send_computed_cost,
             redact=redact,
+            otlp_content=otlp_content,
         )
         recorder.configure(new)
     except ConfigError as error:

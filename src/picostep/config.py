@@ -39,7 +39,8 @@ FEEDBACK_PATH = "/v1/feedback"
 
 EXPORTERS = ("process", "thread", "external", "off")
 MISUSES = ("raise", "log")
-_BUILT_IN_SINKS = ("tcc", "jsonl", "stdout", "store")
+_BUILT_IN_SINKS = ("tcc", "jsonl", "otlp", "stdout", "store")
+OTLP_PATH = "/v1/traces"
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
@@ -222,7 +223,8 @@ class Destination:
     Where records go; immutable, comparable and hashable.
 
     Args:
-        to: Sink specs (`"tcc"`, `"jsonl:/path"`, `"stdout"`, `"store:/path"`), paths absolute.
+        to: Sink specs (`"tcc"`, `"jsonl:/path"`, `"stdout"`, `"store:/path"`, `"otlp:http://…"`), paths
+            absolute.
 
         api_key: The key of sink `tcc`; None if it is not among `to`.
 
@@ -235,12 +237,16 @@ class Destination:
         send_computed_cost: Whether sink `tcc` is told what picostep computed.
 
         redact: What texts lose besides secrets in status messages, as `picostep.redaction.plain()` gives it.
+
+        otlp: How sink `otlp` sends, with its headers, as `picostep.otelenv.plain()` gives it, and
+            `("content", "off")` where it leaves out texts.
     """
 
     __slots__ = (
         "_fingerprint",
         "api_key",
         "feedback_url",
+        "otlp",
         "prices",
         "redact",
         "send_computed_cost",
@@ -255,6 +261,7 @@ class Destination:
     prices: tuple[tuple[str | int, ...], ...]
     send_computed_cost: bool
     redact: tuple[tuple[str, str], ...]
+    otlp: tuple[tuple[str, ...], ...]
     _fingerprint: str
 
     def __init__(
@@ -266,6 +273,7 @@ class Destination:
         prices: Iterable[Iterable[str | int]] = (),
         send_computed_cost: bool = False,
         redact: Iterable[Iterable[str]] = (),
+        otlp: Iterable[Iterable[str]] = (),
     ) -> None:
         put = object.__setattr__
         put(self, "to", tuple(to))
@@ -275,7 +283,10 @@ class Destination:
         put(self, "prices", tuple(tuple(row) for row in prices))
         put(self, "send_computed_cost", send_computed_cost)
         put(self, "redact", tuple(tuple(rule) for rule in redact))
-        put(self, "_fingerprint", _fingerprint(self._state()))
+        put(self, "otlp", tuple(tuple(row) for row in otlp))
+        state = self._state()
+        # What has no such rows keeps the digits that it had before there were any.
+        put(self, "_fingerprint", _fingerprint(state if self.otlp else state[:-1]))
 
     @property
     def fingerprint(self) -> str:
@@ -284,11 +295,15 @@ class Destination:
 
     def sink_fingerprint(self, spec: str) -> str:
         """Return 16 hex digits for one of the sinks: for what it is, and where and by which key it sends."""
-        local = spec.partition(":")[0] in ("stdout", "jsonl", "store")
-        return _fingerprint((spec,) if local else (spec, self.api_key, self.url, self.feedback_url))
+        scheme = spec.partition(":")[0]
+        if scheme in ("stdout", "jsonl", "store"):
+            return _fingerprint((spec,))
+        if scheme == "otlp":
+            return _fingerprint((spec, *(row for row in self.otlp if row[0] == "header")))
+        return _fingerprint((spec, self.api_key, self.url, self.feedback_url))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields (with the key) as plain str, tuple and None for the pipe to the exporter."""
+        """Return the fields (with key and headers) as plain values for the pipe to the exporter."""
         return dict(zip(_FIELDS, self._state(), strict=True))
 
     @classmethod
@@ -320,7 +335,7 @@ class Destination:
         return f"<Destination to={self.to!r} api_key={key} url={url}>"
 
 
-_FIELDS = ("to", "api_key", "url", "feedback_url", "prices", "send_computed_cost", "redact")
+_FIELDS = ("to", "api_key", "url", "feedback_url", "prices", "send_computed_cost", "redact", "otlp")
 
 
 def _fingerprint(state: tuple[object, ...]) -> str:
@@ -359,7 +374,7 @@ def destination(
         feedback_url: Whole endpoint of feedback; else `TCC_FEEDBACK_URL`, else what `get_url()` says.
 
     Raises:
-        ConfigError: A sink needs a key and there is none, or a key or URL cannot be used.
+        ConfigError: A sink needs a key and there is none, or a key, a URL or a variable cannot be used.
     """
     to: tuple[str, ...]
     if api_key or tcc_url or feedback_url:
@@ -370,8 +385,9 @@ def destination(
         to = ("tcc",)
     else:
         to = (f"store:{default_store()}",)
+    otlp = _otlp(settings) if any(spec.startswith("otlp:") for spec in to) else ()
     if "tcc" not in to:
-        return Destination(to, prices=settings.prices, redact=settings.redact)
+        return Destination(to, prices=settings.prices, redact=settings.redact, otlp=otlp)
 
     key = _first(
         (api_key, "api_key"), (settings.api_key, "api_key"), (environ.get("TCC_API_KEY"), "TCC_API_KEY")
@@ -389,7 +405,15 @@ def destination(
         settings.prices,
         settings.send_computed_cost,
         settings.redact,
+        otlp,
     )
+
+
+def _otlp(settings: Settings) -> tuple[tuple[str, ...], ...]:
+    from picostep import otelenv
+
+    rows = otelenv.plain(environ)
+    return rows if settings.otlp_content else (*rows, ("content", "off"))
 
 
 def _first(*candidates: tuple[Any, str]) -> tuple[Any, str] | None:
@@ -437,6 +461,8 @@ class Settings:
 
         redact: What texts lose, as pairs of text; see `picostep.redaction.plain()`.
 
+        otlp_content: Whether sink `otlp` sends texts.
+
         debug: Whether to log through `logging`.
 
         api_key: Key given to `configure()`, or None. Never shown.
@@ -454,6 +480,7 @@ class Settings:
         "exit_timeout",
         "exporter",
         "misuse",
+        "otlp_content",
         "prices",
         "redact",
         "ring_bytes",
@@ -480,6 +507,7 @@ class Settings:
     prices: tuple[tuple[str | int, ...], ...]
     send_computed_cost: bool
     redact: tuple[tuple[str, str], ...]
+    otlp_content: bool
     debug: bool
     api_key: str | None
     tcc_url: str | None
@@ -503,6 +531,7 @@ class Settings:
         prices: Mapping[Any, Any] | str | PathLike[str] | None = None,
         send_computed_cost: bool | None = None,
         redact: str | list[str] | Mapping[str, Any] | PathLike[str] | None = None,
+        otlp_content: bool | None = None,
         debug: bool | None = None,
         api_key: str | None = None,
         tcc_url: str | None = None,
@@ -512,8 +541,8 @@ class Settings:
 
         Args:
             to: One sink spec or several; else `PICOSTEP_TO`, comma separated. A spec is `tcc`, `stdout`,
-                `jsonl:PATH`, `store:PATH`, `store` (the default store) or the `name:rest` of an installed
-                sink.
+                `jsonl:PATH`, `store:PATH`, `store` (the default store), `otlp:URL` or the `name:rest` of an
+                installed sink.
 
             dir: Else `PICOSTEP_DIR`.
 
@@ -544,6 +573,8 @@ class Settings:
 
             redact: Rules as `picostep.redaction.plain()` takes them, or the name of a TOML or JSON file with
                 such a mapping; else `PICOSTEP_REDACT`, which is `secrets` or the name of a file.
+
+            otlp_content: Else `PICOSTEP_OTLP_CONTENT`, else True.
 
             debug: Else `TCC_DEBUG` (`1` or `true`), else False.
 
@@ -583,6 +614,7 @@ class Settings:
             *_given(send_computed_cost, "send_computed_cost", "PICOSTEP_SEND_COMPUTED_COST")
         )
         self.redact = _redact(*_given(redact, "redact", "PICOSTEP_REDACT"))
+        self.otlp_content = _flag(*_given(otlp_content, "otlp_content", "PICOSTEP_OTLP_CONTENT"), True)
         if debug is None:
             debug = environ.get("TCC_DEBUG", "").lower() in ("1", "true")
         self.debug = _flag(debug, "debug")
@@ -637,12 +669,24 @@ def _sink(value: object, name: str) -> str:
         return f"store:{default_store()}"
     if scheme in ("jsonl", "store"):
         return f"{scheme}:{_path(rest, f'{name}: path of sink {scheme!r}')}"
+    if scheme == "otlp":
+        return f"otlp:{_otlp_endpoint(rest, f'{name}: sink otlp')}"
     if not colon or scheme not in _installed_sinks():
         known = ", ".join(sorted({*_BUILT_IN_SINKS, *_installed_sinks()}))
         raise ConfigError(
             f"{name}: no sink {_cut(scheme)!r}; there are {known}, as in tcc,jsonl:/var/log/steps.jsonl"
         )
     return spec
+
+
+def _otlp_endpoint(text: str, name: str) -> str:
+    """Check where sink `otlp` sends; return it whole: a URL without a path is a base, as OTLP has it."""
+    parts, _ = _split(_endpoint(text, name), name)
+    if "?" in text or "#" in text:
+        _bad_url(
+            text, name, " without query and fragment; what is secret belongs in OTEL_EXPORTER_OTLP_HEADERS"
+        )
+    return text if parts.path.strip("/") else f"{text.rstrip('/')}{OTLP_PATH}"
 
 
 def _installed_sinks() -> frozenset[str]:
@@ -709,9 +753,9 @@ def _choice(value: object, name: str, allowed: tuple[str, ...]) -> str:
     raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {_shown(value)}")
 
 
-def _flag(value: object, name: str) -> bool:
+def _flag(value: object, name: str, default: bool = False) -> bool:
     if value is None:
-        return False
+        return default
     if isinstance(value, bool):
         return value
     if isinstance(value, str):

@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from picostep.export.batch import Work
-from picostep.export.outlet import Outlet
+from picostep.export.outlet import Outlet, counted_as
 from picostep.export.spool import Part
 
 if TYPE_CHECKING:
@@ -260,10 +260,11 @@ class Channel:
         if not delivery.comes_first:  # others were taken over meanwhile: these will be sent again
             return
         moved = min(answer.settled, delivery.moved[1] - start)
-        self.spool.settle(moved, {index: "encode_error" for index in answer.unencodable if index < moved})
-        for index in answer.unencodable:
+        dropped = {index: counted_as(why) for index, why in answer.unencodable.items()}
+        self.spool.settle(moved, {index: reason for index, reason in dropped.items() if index < moved})
+        for index, reason in dropped.items():
             if index >= moved:
-                delivery.work.dropped[start + index] = "encode_error"
+                delivery.work.dropped[start + index] = reason
         delivery.work.skip(start + answer.settled)
 
     def _deliver_spooled(self) -> None:

@@ -7,7 +7,7 @@ import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from picostep.sinks import Rejected, RetryLater
+from picostep.sinks import Refused, Rejected, RetryLater
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from picostep.export.payload import Record
     from picostep.sinks import Sink
 
-__all__ = ["Answer", "Outlet"]
+__all__ = ["Answer", "Outlet", "counted_as"]
 
 _FIRST_DELAY = 0.5  # seconds; doubled at every failure
 _LONGEST_DELAY = 60.0
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     Attributes:
         settled: How many leading ones are done with.
 
-        unencodable: Those of them that could not be encoded: index and why.
+        unencodable: Those of them that could not be encoded or were refused: index and why.
 
         rejected: Why the others will never be taken as they are, or "".
 
@@ -97,8 +97,12 @@ class Outlet:
         start, stop = work.todo.pop()
         taken = min(max(answer.settled, 0), stop - start)
         for index, why in answer.unencodable.items():
-            if index < taken:
-                self._drop(work, start + index, "encode_error", f"a record cannot be encoded: {why}")
+            if index < taken and isinstance(why, Refused):
+                self._drop(
+                    work, start + index, counted_as(why), f"a record was rejected: {why}", keep=why.known
+                )
+            elif index < taken:
+                self._drop(work, start + index, counted_as(why), f"a record cannot be encoded: {why}")
         if taken:
             self._strikes = 0
         start += taken
@@ -136,10 +140,10 @@ class Outlet:
             self._strikes = 0
             self._drop(work, start, "encode_error", f"a record was dropped: {answer.failure}")
 
-    def _drop(self, work: Work, index: int, counted_as: str, message: str) -> None:
-        work.dropped[index] = counted_as
+    def _drop(self, work: Work, index: int, reason: str, message: str, *, keep: bool = True) -> None:
+        work.dropped[index] = reason
         self._log(message)
-        if self._dead_letters is not None:
+        if keep and self._dead_letters is not None:
             (record,) = work.records(index, index + 1)
             self._dead_letters.write(record, message)
 
@@ -164,6 +168,11 @@ class Outlet:
         if now >= self._logged.get(message, 0.0) + _SAME_AGAIN or message not in self._logged:
             self._logged[message] = now
             log.warning("%s: %s", self._name, message)
+
+
+def counted_as(why: str) -> str:
+    """Return the counter of a record that a sink has named, and why."""
+    return "rejected" if isinstance(why, Refused) else "encode_error"
 
 
 def _halve(work: Work, start: int, stop: int) -> None:

@@ -9,9 +9,10 @@ the compiled `_payload`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -27,11 +28,16 @@ __all__ = [
     "local",
     "merged_metadata",
     "total_cost",
+    "well_formed",
     "wire",
 ]
 
 Record = dict[str, Any]
 """One decoded record of a ring, with only the keys that are set."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+T = TypeVar("T")
 
 
 def encode(record: Record) -> bytes:
@@ -60,20 +66,20 @@ def encode_local(record: Record) -> bytes:
 
 
 def encode_each(
-    records: Iterable[Record], encoder: Callable[[Record], bytes], unencodable: dict[int, str]
-) -> dict[int, bytes]:
+    records: Iterable[Record], encoder: Callable[[Record], T], unencodable: dict[int, str]
+) -> dict[int, T]:
     """
     Encode records one by one, so that a bad one harms no other.
 
     Args:
         records: To be iterated once.
 
-        encoder: `encode` or `encode_local`.
+        encoder: `encode`, `encode_local`, or another form of a record.
 
         unencodable: Gets the index of every record that could not be encoded, and the name of the exception.
 
     Returns:
-        Index and JSON of the others, in order.
+        Index and form of the others, in order.
     """
     encoded = {}
     for index, record in enumerate(records):
@@ -82,6 +88,13 @@ def encode_each(
         except Exception as error:  # its text may quote the record
             unencodable[index] = type(error).__name__
     return encoded
+
+
+def well_formed(text: str) -> str:
+    """Return the text as UTF-8 can hold it: a surrogate pair as its character, a lone surrogate as U+FFFD."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return str(text)
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _dumps(fields: dict[str, Any]) -> bytes:

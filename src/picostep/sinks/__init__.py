@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Factory = Callable[[str, Destination], "Sink"]
 
-__all__ = ["Rejected", "RetryLater", "Sink", "Undelivered", "open_sink", "open_sinks"]
+__all__ = ["Refused", "Rejected", "RetryLater", "Sink", "Undelivered", "open_sink", "open_sinks"]
 
 ENTRY_POINTS = "picostep.sinks"
 
@@ -35,7 +35,7 @@ class Undelivered(Exception):
 
         delivered: How many leading records of the batch are settled all the same; they are not offered again.
 
-        unencodable: Those among the settled ones that could not be encoded: index and why.
+        unencodable: Those among the settled ones that could not be encoded or were `Refused`: index and why.
     """
 
     def __init__(
@@ -78,6 +78,26 @@ class Rejected(Undelivered):
     """
 
 
+class Refused(str):
+    """
+    Why a record will never be taken, where the receiver has taken others of the same request.
+
+    Among what `deliver()` returns, it is counted as `rejected`.
+
+    Args:
+        known: Whether it is this record; False: the receiver said how many, so as many are named.
+    """
+
+    __slots__ = ("known",)
+
+    known: bool
+
+    def __new__(cls, reason: str, *, known: bool) -> Refused:
+        self = super().__new__(cls, reason)
+        self.known = known
+        return self
+
+
 class Sink(Protocol):
     """What the exporter needs of a receiver. Used by one thread at a time."""
 
@@ -92,7 +112,8 @@ class Sink(Protocol):
             records: One or more; to be iterated in order and not changed.
 
         Returns:
-            Those that could not be encoded: index and why, without content. Normally empty.
+            Those that could not be encoded, or were `Refused`: index and why, without content. Normally
+            empty.
 
         Raises:
             RetryLater: Not now. Any other exception counts as this; a record that alone makes the sink raise
@@ -120,7 +141,8 @@ def open_sinks(destination: Destination) -> list[Sink]:
 
 def open_sink(spec: str, destination: Destination) -> Sink:
     """
-    Open the sink that a spec names: `tcc`, `stdout`, `jsonl:PATH`, `store:PATH`, or a third party's scheme.
+    Open the sink that a spec names: `tcc`, `stdout`, `jsonl:PATH`, `store:PATH`, `otlp:URL`, or a third
+    party's scheme.
 
     Raises:
         ConfigError: The scheme is unknown, or the sink cannot be opened with what the spec and the
@@ -162,7 +184,19 @@ def _store(path: str, destination: Destination) -> Sink:
     return StoreSink(path)
 
 
-_BUILT_IN: dict[str, Factory] = {"tcc": _tcc, "jsonl": _jsonl, "stdout": _stdout, "store": _store}
+def _otlp(url: str, destination: Destination) -> Sink:
+    from picostep.sinks.otlp import OtlpSink
+
+    return OtlpSink(url, destination)
+
+
+_BUILT_IN: dict[str, Factory] = {
+    "tcc": _tcc,
+    "jsonl": _jsonl,
+    "stdout": _stdout,
+    "store": _store,
+    "otlp": _otlp,
+}
 
 
 def _factory(scheme: str) -> Factory:

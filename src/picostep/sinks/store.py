@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sqlite3
 import stat
 from contextlib import suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picostep.errors import PicostepError
-from picostep.export.payload import merged_metadata
+from picostep.export.payload import merged_metadata, well_formed
 from picostep.ringdir import make_directories
 from picostep.sinks import RetryLater
 
@@ -119,7 +118,6 @@ CREATE INDEX feedback_by_time ON feedback (time_ns);
 TABLES = {"run": "runs", "step": "steps", "tool_call": "tool_calls", "feedback": "feedback"}
 
 _BUSY_TIMEOUT = 1.0  # seconds; a longer wait is the exporter's business, which counts it and backs off
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class StoreError(PicostepError):
@@ -321,13 +319,6 @@ def _storable(column: str, value: Any) -> str | int | None:
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{column} does not fit in 64 bits")
     return int(value)
-
-
-def well_formed(text: str) -> str:
-    """Return the text as UTF-8 can hold it: a surrogate pair as its character, a lone surrogate as U+FFFD."""
-    if text.isascii() or not _SURROGATE.search(text):
-        return str(text)
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _metadata(record: Record) -> str | None:

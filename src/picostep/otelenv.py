@@ -1,0 +1,116 @@
+"""The standard variables of OpenTelemetry that sink `otlp` obeys: read in the host, used by the exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import unquote
+
+from picostep.errors import ConfigError
+
+__all__ = ["PROTOCOLS", "plain"]
+
+PROTOCOLS = ("http/json", "http/protobuf")
+_COMPRESSIONS = ("none", "gzip")
+_LONGEST_TIMEOUT = 300_000  # milliseconds
+_OURS = ("content-type", "content-encoding", "content-length", "transfer-encoding", "host")
+_TOKEN = "!#$%&'*+-.^_`|~"  # what a header's name may hold besides letters and digits
+
+Plain = tuple[tuple[str, ...], ...]
+
+
+def plain(environ: Mapping[str, str]) -> Plain:
+    """
+    Check the variables.
+
+    `OTEL_EXPORTER_OTLP_TRACES_…` wins over `OTEL_EXPORTER_OTLP_…`; an empty variable counts as not set.
+
+    Args:
+        environ: Where they are.
+
+    Returns:
+        What is set, as rows of text: `("protocol", one of PROTOCOLS)`, `("compression", "gzip")`,
+        `("timeout", seconds)`, `("certificate", absolute path)`, `("header", name, value)`,
+        `("resource", key, value)`.
+
+    Raises:
+        ConfigError: A variable cannot be used. The message names it, and shows no header.
+    """
+    rows: list[tuple[str, ...]] = []
+    protocol, name = _given(environ, "PROTOCOL")
+    if protocol:
+        rows.append(("protocol", _choice(protocol, name, PROTOCOLS)))
+    compression, name = _given(environ, "COMPRESSION")
+    if compression and _choice(compression, name, _COMPRESSIONS) != "none":
+        rows.append(("compression", compression))
+    timeout, name = _given(environ, "TIMEOUT")
+    if timeout:
+        rows.append(("timeout", _timeout(timeout, name)))
+    certificate, name = _given(environ, "CERTIFICATE")
+    if certificate:
+        rows.append(("certificate", _absolute(certificate)))
+    headers, name = _given(environ, "HEADERS")
+    rows += [("header", *header) for header in _headers(headers, name).items()]
+    rows += [("resource", *attribute) for attribute in _resource(environ).items()]
+    return tuple(rows)
+
+
+def _given(environ: Mapping[str, str], name: str) -> tuple[str, str]:
+    """Return the value of a variable, or "", and its whole name."""
+    for whole in (f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
+        value = environ.get(whole, "").strip()
+        if value:
+            return value, whole
+    return "", whole
+
+
+def _choice(value: str, name: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)} for sink otlp, got {value[:80]!r}")
+    return value
+
+
+def _timeout(text: str, name: str) -> str:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= _LONGEST_TIMEOUT):
+        raise ConfigError(
+            f"{name} must be a number of milliseconds from 1 to {_LONGEST_TIMEOUT}, got {text[:80]!r}"
+        )
+    return str(int(text) / 1000)
+
+
+def _absolute(path: str) -> str:
+    from os.path import abspath, expanduser
+
+    return abspath(expanduser(path))
+
+
+def _headers(text: str, name: str) -> dict[str, str]:
+    headers = {}
+    for key, value in _pairs(text, name):
+        key = key.lower()
+        if not (key.isascii() and key.translate(dict.fromkeys(map(ord, _TOKEN))).isalnum()):
+            raise ConfigError(f"{name}: a header's name is letters, digits and {_TOKEN}")
+        if key in _OURS:
+            raise ConfigError(f"{name}: header {key!r} is set by the sink itself")
+        if any(not (" " <= char < "\x7f" or "\xa0" <= char <= "\xff") for char in value):
+            raise ConfigError(f"{name}: the value of header {key!r} holds what no header can carry")
+        headers[key] = value
+    return headers
+
+
+def _resource(environ: Mapping[str, str]) -> dict[str, str]:
+    name = "OTEL_RESOURCE_ATTRIBUTES"
+    attributes = dict(_pairs(environ.get(name, ""), name))
+    service = environ.get("OTEL_SERVICE_NAME", "").strip()
+    return {**attributes, "service.name": service} if service else attributes
+
+
+def _pairs(text: str, name: str) -> list[tuple[str, str]]:
+    """Take `key=value,key=value` apart, values percent-encoded, as W3C Baggage has it."""
+    pairs = []
+    for number, item in enumerate(text.split(","), 1):
+        key, equals, value = item.partition("=")
+        if key.strip() and equals:
+            pairs.append((unquote(key.strip()), unquote(value.strip())))
+        elif item.strip():
+            raise ConfigError(f"{name}: part {number} is not key=value (a comma in a value is %2C)")
+    return pairs

@@ -1,0 +1,249 @@
+"""The HTTP client of the sinks: one request at a time over a keep-alive connection, and what answers mean."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3 import exceptions
+
+from picostep.errors import ConfigError
+from picostep.sinks import Rejected, RetryLater
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["HEADERS", "Answer", "Client", "checked_url", "judge"]
+
+HEADERS = {"Accept-Encoding": "identity", "User-Agent": "picostep"}
+
+_CONNECT_TIMEOUT = 5.0  # seconds
+_READ_TIMEOUT = 10.0
+_LONGEST_ANSWER = 64 * 1024  # bytes that are read of a response
+_ANSWER_DEADLINE = 10.0  # seconds for the same
+
+_BUSY = frozenset({408, 429, *range(500, 600)})
+
+# The first that fits.
+_FAILURES: tuple[tuple[type[Exception], str], ...] = (
+    (exceptions.NameResolutionError, "host not found"),
+    (exceptions.NewConnectionError, "connect failed"),
+    (exceptions.ConnectTimeoutError, "connect timeout"),
+    (exceptions.ReadTimeoutError, "read timeout"),
+    (exceptions.SSLError, "tls failed"),
+    (exceptions.ProxyError, "proxy failed"),
+    (Exception, "connection lost"),
+)
+
+
+class Answer(NamedTuple):
+    """
+    What a server answered.
+
+    Attributes:
+        after: Seconds by Retry-After, or None.
+
+        body: As it came; b"" unless all of it was read.
+    """
+
+    status: int
+    after: float | None
+    body: bytes
+
+
+class Client:
+    """
+    POSTs bodies. Redirects are not followed, certificates always checked.
+
+    Args:
+        timeout: Longest wait for a connection, and then for the answer, in seconds; None: 5 and 10.
+
+        authorities: Name of a file of certificates in PEM that are trusted instead of the system's; None:
+            those.
+
+    Raises:
+        ConfigError: That file cannot be used.
+    """
+
+    def __init__(self, timeout: float | None = None, authorities: str | None = None) -> None:
+        self._timeout = urllib3.Timeout(timeout or _CONNECT_TIMEOUT, timeout or _READ_TIMEOUT)
+        self._authorities = authorities
+        self._managers: dict[str | None, urllib3.PoolManager] = {}
+        if authorities is not None:
+            _check_authorities(authorities)
+
+    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Return the answer, whatever its status; raises RetryLater when there is none."""
+        failure = None
+        try:
+            with _urllib3_muted():
+                response = self._manager(url).request(
+                    "POST",
+                    url,
+                    body=body,
+                    headers=headers,
+                    timeout=self._timeout,
+                    retries=False,
+                    redirect=False,
+                    preload_content=False,
+                )
+                received = _finish(response)
+        except (exceptions.HTTPError, OSError) as error:
+            failure = _describe(error)
+        # Raised out here: the exception above names the URL, and would be the context of this one.
+        if failure is not None:
+            raise RetryLater(failure)
+        return Answer(response.status, _retry_after(response.headers.get("Retry-After", "")), received)
+
+    def close(self) -> None:
+        for manager in self._managers.values():
+            manager.clear()
+
+    def _manager(self, url: str) -> urllib3.PoolManager:
+        proxy = _proxy_for(url)
+        if proxy not in self._managers:
+            self._managers[proxy] = _new_manager(proxy, self._authorities)
+        return self._managers[proxy]
+
+
+def judge(answer: Answer, never: frozenset[int]) -> None:
+    """Return for a 2xx; raises Rejected for a status of `never`, RetryLater for the others."""
+    if 200 <= answer.status < 300:
+        return
+    if answer.status in never:
+        raise Rejected(f"http {answer.status}")
+    raise RetryLater(f"http {answer.status}", answer.after if answer.status in _BUSY else None)
+
+
+def checked_url(url: str | None, needed_by: str) -> str:
+    """Return a URL that a request can be sent to; raises ConfigError, without the URL, for any other."""
+    try:
+        parts = urllib3.util.parse_url(url or "")
+    except exceptions.LocationParseError:
+        parts = urllib3.util.Url()
+    if url is None or parts.scheme not in ("http", "https") or not parts.host:
+        raise ConfigError(f"{needed_by} needs http(s) URLs")
+    return url
+
+
+def _finish(response: urllib3.BaseHTTPResponse) -> bytes:
+    """Return the body, and keep the connection; where it is too long or too slow, close that, return b""."""
+    received = b""
+    deadline = time.monotonic() + _ANSWER_DEADLINE
+    try:
+        while len(received) <= _LONGEST_ANSWER and time.monotonic() < deadline:
+            part = response.read1(_LONGEST_ANSWER, decode_content=False)
+            if not part:
+                response.release_conn()
+                return received
+            received += part
+    except (exceptions.HTTPError, OSError):
+        pass  # the status line was there, and it counts
+    response.close()
+    return b""
+
+
+def _retry_after(text: str) -> float | None:
+    """Return the seconds of a Retry-After header, which are a number or a date; None if neither."""
+    text = text.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), RetryLater.LONGEST)
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, TypeError):  # TypeError: Python 3.10 with some malformed dates
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=timezone.utc)
+    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
+
+
+def _describe(error: Exception) -> str:
+    """Say what went wrong, without host or URL."""
+    text = next(text for kind, text in _FAILURES if isinstance(error, kind))
+    detail = _detail(error)
+    return f"{text}: {detail}" if detail else text
+
+
+def _detail(error: BaseException) -> str | None:
+    """The system's or OpenSSL's name of the first cause ("ECONNREFUSED", "CERTIFICATE_VERIFY_FAILED")."""
+    cause: object = error
+    while isinstance(cause, BaseException):
+        reason = getattr(cause, "reason", None)
+        if isinstance(reason, str):
+            return reason
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return errno.errorcode.get(cause.errno)
+        cause = cause.__cause__ or next((arg for arg in cause.args if isinstance(arg, BaseException)), None)
+    return None
+
+
+def _check_authorities(path: str) -> None:
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:  # what is not PEM raises one, too
+        reason = errno.errorcode.get(error.errno or 0) if not isinstance(error, ssl.SSLError) else "not PEM"
+        raise ConfigError(f"the file of certificates {path!r} cannot be used: {reason}") from None
+
+
+def _proxy_for(url: str) -> str | None:
+    """Return the URL of the proxy that the environment names for a URL; never one for this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if _is_loopback(host) or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _new_manager(proxy: str | None, authorities: str | None) -> urllib3.PoolManager:
+    if proxy is None:
+        return urllib3.PoolManager(maxsize=1, cert_reqs="CERT_REQUIRED", ca_certs=authorities)
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    headers = None
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers = urllib3.make_headers(proxy_basic_auth=login)
+    return urllib3.ProxyManager(
+        parts.geturl(), proxy_headers=headers, maxsize=1, cert_reqs="CERT_REQUIRED", ca_certs=authorities
+    )
+
+
+@contextmanager
+def _urllib3_muted() -> Iterator[None]:
+    """
+    Keep urllib3 from logging URLs while this thread uses it; other users of the library are not affected.
+    """
+    this_thread = threading.get_ident()
+
+    def from_elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != this_thread
+
+    loggers = [
+        logging.getLogger(f"urllib3.{name}") for name in ("connection", "connectionpool", "poolmanager")
+    ]
+    for logger in loggers:
+        logger.addFilter(from_elsewhere)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(from_elsewhere)

@@ -1,0 +1,401 @@
+"""
+Records as spans, by OpenTelemetry's GenAI conventions (1.41) and, beside them, OpenInference's.
+
+docs/otlp.md has the mapping; `spans_json` and `spans_protobuf` bring spans into the forms that are sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from hashlib import blake2b
+from math import isfinite
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from picostep.export.payload import merged_metadata, total_cost, well_formed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from picostep.export.payload import Record
+
+__all__ = ["Span", "Value", "repaired", "span"]
+
+Value = str | bool | int | float | list[str]
+
+INTERNAL, CLIENT = 1, 3  # SpanKind
+UNSET, OK, ERROR = 0, 1, 2  # StatusCode
+_STATUS = {0: OK, 2: ERROR}
+
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NIL = "0" * 32
+_INT64 = range(-(2**63), 2**63)
+_MOST_NS = 2**64 - 1
+_REPEATED = 400_000  # characters of a text that goes out by each of its names; a longer one by the first only
+
+
+class Span(NamedTuple):
+    """
+    A span, whatever form it is sent in.
+
+    Attributes:
+        trace_id, span_id, parent_id: Hex digits, 32 and 16; parent_id is "" for a root.
+
+        start_ns, end_ns: Unix time.
+    """
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    name: str
+    kind: int
+    start_ns: int
+    end_ns: int
+    attributes: dict[str, Value]
+    status: int
+    message: str
+
+
+def span(record: Record, content: bool = True) -> Span:
+    """
+    Return the span of a run, step or tool call.
+
+    The ids follow from those of the record: whoever gets it twice can tell, and children need not know when
+    their run is sent.
+
+    Args:
+        content: Whether texts, metadata and the session's id are among the attributes.
+
+    Raises:
+        Exception: Of any type, for a damaged record.
+    """
+    kind, run_id = record["kind"], record["run_id"]
+    name, own_id, attributes = _BUILDERS[kind](record, content)
+    status = _STATUS.get(record["status_code"], UNSET)
+    if status == ERROR:
+        attributes["error.type"] = "_OTHER"  # what the conventions have where no class of errors is known
+    elif status == UNSET:
+        attributes["picostep.status_code"] = record["status_code"]
+    for mark in ("shed", "shortened", "withheld"):
+        if mark in record:
+            attributes[f"picostep.{mark}"] = True
+    for value in attributes.values():
+        if not isinstance(value, str):
+            _check(value)
+    root = _span_id("run", run_id)
+    return Span(
+        _trace_id(run_id),
+        root if kind == "run" else _span_id(kind, run_id, own_id),
+        "" if kind == "run" else root,
+        name,
+        CLIENT if kind == "step" else INTERNAL,
+        min(max(record["start_ns"], 0), _MOST_NS),
+        min(max(record["end_ns"], 0), _MOST_NS),
+        attributes,
+        status,
+        record.get("status_message", ""),
+    )
+
+
+def repaired(made: Span) -> Span:
+    """Return the span with U+FFFD for each lone surrogate."""
+    return made._replace(
+        name=well_formed(made.name),
+        message=well_formed(made.message),
+        attributes={key: _repaired(value) for key, value in made.attributes.items()},
+    )
+
+
+def _repaired(value: Value) -> Value:
+    if isinstance(value, str):
+        return well_formed(value)
+    return [well_formed(item) for item in value] if isinstance(value, list) else value
+
+
+def _check(value: Value) -> None:
+    """Refuse numbers that OTLP cannot hold; a damaged ring may have any."""
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError("not finite")
+    if isinstance(value, int) and value not in _INT64:
+        raise OverflowError("beyond 64 bits")
+
+
+# --- ids --------------------------------------------------------------------------------------------------
+
+
+def _trace_id(run_id: str) -> str:
+    if _UUID.fullmatch(run_id):
+        digits = run_id.replace("-", "")
+        if digits != _NIL:  # not valid as the id of a trace
+            return digits
+    return _digest(16, "trace", run_id)
+
+
+def _span_id(*parts: str) -> str:
+    return _digest(8, *parts)
+
+
+def _digest(size: int, *parts: str) -> str:
+    text = "\0".join((*parts, *(str(len(part)) for part in parts)))
+    return blake2b(
+        text.encode("utf-8", "surrogatepass"), digest_size=size, person=b"picostep span"
+    ).hexdigest()
+
+
+# --- kinds of records ---------------------------------------------------------------------------------------
+
+
+def _run(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
+    attributes: dict[str, Value] = {
+        "gen_ai.operation.name": "invoke_agent",
+        "openinference.span.kind": "AGENT",
+        "picostep.run_id": record["run_id"],
+    }
+    if "conversational" in record:
+        attributes["picostep.conversational"] = record["conversational"]
+    metadata = {"run_id": record["run_id"]}
+    if content:
+        _copy(record, attributes, _RUN_TEXTS)
+        if "metadata" in record:
+            metadata |= merged_metadata(record)
+        if "system_prompt" in record:
+            attributes["gen_ai.system_instructions"] = _dumps([_text_part(record["system_prompt"])])
+        _messages_of(record, attributes, "user_prompt", "user", "input")
+        _messages_of(record, attributes, "response", "assistant", "output")
+    attributes["metadata"] = _dumps(metadata)
+    return "invoke_agent", "", attributes
+
+
+def _step(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
+    step_id = record["step_id"]
+    attributes: dict[str, Value] = {
+        "gen_ai.operation.name": "chat",
+        "openinference.span.kind": "LLM",
+        "picostep.run_id": record["run_id"],
+        "picostep.step_id": step_id,
+        "metadata": _dumps({"run_id": record["run_id"], "step_id": step_id}),
+    }
+    _copy(record, attributes, _STEP_NAMES)
+    requested = record.get("model_requested")
+    model = record.get("model_used", requested)
+    if model is not None:
+        attributes["llm.model_name"] = model
+    if "finish_reason" in record:
+        attributes["gen_ai.response.finish_reasons"] = [record["finish_reason"]]
+    if "first_token_ns" in record:
+        attributes["gen_ai.response.time_to_first_chunk"] = (
+            record["first_token_ns"] - record["start_ns"]
+        ) / 1e9
+    _count(record, attributes)
+    _price(record, attributes)
+    if content:
+        _texts_of_step(record, attributes)
+    name = requested if requested is not None else model
+    return f"chat {name}" if name else "chat", step_id, attributes
+
+
+def _tool_call(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
+    call_id, name = record["tool_call_id"], record.get("tool_name") or "unknown"
+    attributes: dict[str, Value] = {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": name,
+        "gen_ai.tool.call.id": call_id,
+        "openinference.span.kind": "TOOL",
+        "tool.name": name,
+        "picostep.run_id": record["run_id"],
+        "picostep.tool_call_id": call_id,
+        "metadata": _dumps({"run_id": record["run_id"], "tool_call_id": call_id}),
+    }
+    if content:
+        _copy(record, attributes, _TOOL_CALL_TEXTS)
+    return f"execute_tool {name}", call_id, attributes
+
+
+_BUILDERS = {"run": _run, "step": _step, "tool_call": _tool_call}
+
+# Field of a record, and the attributes that it becomes as it is.
+_RUN_TEXTS = {
+    "session_id": ("gen_ai.conversation.id", "session.id"),
+    "full_input": ("picostep.full_input",),
+    "full_output": ("picostep.full_output",),
+}
+_STEP_NAMES = {
+    "provider": ("gen_ai.provider.name",),
+    "service_tier": ("picostep.service_tier",),
+    "model_requested": ("gen_ai.request.model",),
+    "model_used": ("gen_ai.response.model",),
+    "finish_reason": ("llm.finish_reason",),
+    "cost_status": ("picostep.cost_status",),
+    "price_table": ("picostep.price_table",),
+    "prompt_cached_tokens": (
+        "gen_ai.usage.cache_read.input_tokens",
+        "llm.token_count.prompt_details.cache_read",
+    ),
+    "cache_write_tokens": (
+        "gen_ai.usage.cache_creation.input_tokens",
+        "llm.token_count.prompt_details.cache_write",
+    ),
+    "cache_write_1h_tokens": ("picostep.cache_write_1h_tokens",),
+    "completion_tokens": ("gen_ai.usage.output_tokens", "llm.token_count.completion"),
+    "reasoning_tokens": ("llm.token_count.completion_details.reasoning",),
+}
+_TOOL_CALL_TEXTS = {
+    "args": ("gen_ai.tool.call.arguments", "input.value"),
+    "result": ("gen_ai.tool.call.result", "output.value"),
+}
+_PROMPT_TOKENS = ("prompt_uncached_tokens", "prompt_cached_tokens", "cache_write_tokens")
+
+
+def _copy(record: Record, attributes: dict[str, Value], names: Mapping[str, tuple[str, ...]]) -> None:
+    for field, keys in names.items():
+        if field in record:
+            value = record[field]
+            for key in keys[:1] if isinstance(value, str) and len(value) > _REPEATED else keys:
+                attributes[key] = value
+
+
+def _count(record: Record, attributes: dict[str, Value]) -> None:
+    """Add the whole prompt: their count contains what was read from and put in a cache, ours are disjoint."""
+    counts = [record[field] for field in _PROMPT_TOKENS if field in record]
+    if counts:
+        attributes["gen_ai.usage.input_tokens"] = attributes["llm.token_count.prompt"] = sum(counts)
+
+
+def _price(record: Record, attributes: dict[str, Value]) -> None:
+    cost = total_cost(record) if "cost_pico" in record else record.get("real_total_cost")
+    if cost is not None:
+        attributes["picostep.cost_usd"] = str(cost)  # exact, where a double is not
+        attributes["llm.cost.total"] = float(cost)
+        attributes["mlflow.llm.cost"] = _dumps({"total_cost": float(cost)})
+
+
+# --- texts of a step ----------------------------------------------------------------------------------------
+
+
+def _texts_of_step(record: Record, attributes: dict[str, Value]) -> None:
+    for field, role, side in (("prompt", "user", "input"), ("response", "assistant", "output")):
+        for number, message in enumerate(_messages_of(record, attributes, field, role, side)):
+            key = f"llm.{side}_messages.{number}.message"
+            attributes[f"{key}.role"] = message["role"]
+            text = "".join(part["content"] for part in message["parts"] if part["type"] == "text")
+            if text:
+                attributes[f"{key}.content"] = text
+    definitions = record.get("tool_definitions")
+    if definitions is not None:
+        attributes["gen_ai.tool.definitions"] = definitions
+        tools = _parsed(definitions) if len(definitions) <= _REPEATED else None
+        for number, tool in enumerate(tools if isinstance(tools, list) else ()):
+            with suppress(RecursionError):
+                attributes[f"llm.tools.{number}.tool.json_schema"] = _dumps(tool)
+
+
+def _messages_of(
+    record: Record, attributes: dict[str, Value], field: str, role: str, side: str
+) -> list[dict[str, Any]]:
+    """Add the messages in a field, and return those that are to be repeated by OpenInference's names."""
+    text = record.get(field)
+    if text is None:
+        return []
+    messages, attributes[f"gen_ai.{side}.messages"] = _messages(text, role)
+    if len(text) > _REPEATED:
+        return []
+    attributes[f"{side}.value"] = text
+    return messages
+
+
+def _messages(text: str, role: str) -> tuple[list[dict[str, Any]], str]:
+    """
+    Return messages in the form of the conventions (`role` and `parts`), and the JSON of them.
+
+    Args:
+        text: The messages of a provider as JSON (one, or a list of them), or just a text.
+
+        role: Whose the text is.
+    """
+    found = _parsed(text)
+    listed = [found] if isinstance(found, dict) else found
+    if isinstance(listed, list) and listed and all(_is_message(each) for each in listed):
+        messages = [{"role": each["role"], "parts": _parts(each)} for each in listed]
+        with suppress(RecursionError):  # too deep to be taken apart: a text like any other
+            return messages, _dumps(messages)
+    messages = [{"role": role, "parts": [_text_part(text)]}]
+    return messages, _dumps(messages)
+
+
+def _parsed(text: str) -> Any:
+    """Return the object or list that a text is the JSON of; None if it is none."""
+    if text[:1] not in ("[", "{"):
+        return None
+    try:
+        return orjson.loads(well_formed(text))
+    except ValueError:
+        return None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str)
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a message of OpenAI's, Anthropic's or Gemini's form says; the unknown stays as it is."""
+    if "tool_call_id" in message:
+        return [_answer_part(message["tool_call_id"], message.get("content"))]
+    parts = []
+    for key in ("content", "parts", "tool_calls"):
+        found = message.get(key)
+        parts += [
+            _part(block) for block in (found if isinstance(found, list) else [found]) if block is not None
+        ]
+    return parts
+
+
+def _part(block: Any) -> dict[str, Any]:
+    if isinstance(block, str):
+        return _text_part(block)
+    if not isinstance(block, dict):
+        return {"type": "unknown", "content": block}
+    kind = block.get("type")
+    if kind in (None, "text", "input_text", "output_text"):
+        text = block.get("text", block.get("content"))
+        return _text_part(text) if isinstance(text, str) else {"type": "unknown", "content": block}
+    if kind == "function" and isinstance(block.get("function"), dict):
+        function = block["function"]
+        return _call_part(block.get("id"), function.get("name"), function.get("arguments"))
+    if kind == "tool_use":
+        return _call_part(block.get("id"), block.get("name"), block.get("input"))
+    if kind == "tool_result":
+        return _answer_part(block.get("tool_use_id"), block.get("content"))
+    return block
+
+
+def _call_part(call_id: Any, name: Any, arguments: Any) -> dict[str, Any]:
+    return {"type": "tool_call", "id": call_id, "name": name, "arguments": arguments}
+
+
+def _answer_part(call_id: Any, response: Any) -> dict[str, Any]:
+    return {"type": "tool_call_response", "id": call_id, "response": response}
+
+
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "content": text}
+
+
+def _dumps(value: Any) -> str:
+    """Return a value as JSON in which there is nothing that UTF-8 or JSON cannot hold."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # lone surrogates, an integer beyond 64 bits, more than 254 levels
+        return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, dict):
+        return {well_formed(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
