@@ -111,7 +111,8 @@ def main() -> None:
                         seeded = {name: {**cell, "seed": run} for name, cell in cells.items()}
                         turn(driver, one, url, size, seeded)
                     except Failed as error:
-                        one.error = str(error)
+                        one.error = str(error).partition("{")[0]
+                        driver.ingest("take", size=size, steps=0)  # what it had sent is no other's
                         say(f"{one.key} is left out: {error}")
         packages = {one.peer.key: one.environment.get("packages", {}) for one in driver.measured}
     result = {
