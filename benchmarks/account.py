@@ -11,7 +11,7 @@ import re
 from collections import Counter
 
 from counted import MANY
-from gates import FEW, in_new_process
+from gates import FEW, costs, in_new_process
 
 WORKS = ("step, 3 KB", "send_step(), 3 KB")
 
@@ -30,23 +30,10 @@ PARTS = {
 
 
 def functions(report: str) -> Counter[str]:
-    """Sum the instructions of a report of callgrind by function, without those of callees."""
-    names: dict[str, str] = {}
+    """Sum the instructions of a report of callgrind by function."""
     sums: Counter[str] = Counter()
-    current, of_callee = "", False
-    for line in report.splitlines():
-        if found := re.fullmatch(r"(c?fn)=(\(\d+\))(?: (.+))?", line):
-            kind, number, name = found.groups()
-            if name:
-                names[number] = name
-            if kind == "fn":
-                current = names[number].partition("'")[0]
-        elif line.startswith("calls="):
-            of_callee = True
-        elif re.match(r"[\d+*-]", line):
-            if not of_callee:
-                sums[current] += int(line.split()[-1])
-            of_callee = False
+    for _, name, count in costs(report):
+        sums[name.partition("'")[0]] += count
     return sums
 
 

@@ -23,6 +23,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -70,31 +72,38 @@ class Count(NamedTuple):
     everything: float
 
 
-def parse(report: str) -> Count:
-    """Sum the instructions of a report of callgrind by the file of the code, without those of callees."""
-    names: dict[str, str] = {}
-    sums: dict[str, int] = {}
-    current, of_callee = "", False
+def costs(report: str) -> Iterator[tuple[str, str, int]]:
+    """Yield file of the code, function and instructions of each line of a report, callees left out."""
+    names: dict[tuple[str, str], str] = {}
+    current = {"ob": "", "fn": ""}
+    of_callee = False
     for line in report.splitlines():
-        if found := re.fullmatch(r"(c?ob)=(\(\d+\))(?: (.+))?", line):
-            kind, number, name = found.groups()
+        if found := re.fullmatch(r"(c?)(ob|fn)=(\(\d+\))(?: (.+))?", line):
+            callee, kind, number, name = found.groups()
             if name:
-                names[number] = name
-            if kind == "ob":
-                current = names[number]
+                names[kind, number] = name
+            if not callee:
+                current[kind] = names[kind, number]
         elif line.startswith("calls="):
             of_callee = True
         elif re.match(r"[\d+*-]", line):
             if not of_callee:
-                sums[current] = sums.get(current, 0) + int(line.split()[-1])
+                yield current["ob"], current["fn"], int(line.split()[-1])
             of_callee = False
+
+
+def parse(report: str) -> Count:
+    """Sum the instructions of a report of callgrind by the file of the code."""
+    sums: Counter[str] = Counter()
+    for name, _, count in costs(report):
+        sums[name] += count
     core = sum(count for name, count in sums.items() if "/picostep/_" in name)
     python = sum(
         count
         for name, count in sums.items()
         if re.search(r"/(lib)?python3?[\d.]*(\.so[\d.]*)?$|/lib-dynload/", name)
     )
-    return Count(core, core + python, sum(sums.values()))
+    return Count(core, core + python, sums.total())
 
 
 def callgrind(arguments: list[str], directory: str) -> str:

@@ -352,7 +352,7 @@ def tail(result: Result) -> str:
                 parts.append(_PROBE)
             parts.append(_tail_of(result, size, cell))
     failed = [one for one in result["contenders"].values() if one["error"]]
-    parts += [f"{one['title']} was left out: {one['error']}\n" for one in failed]
+    parts += [f"{one['title']} was left out: {one['error'].partition('{')[0]}\n" for one in failed]
     return "\n".join(parts)
 
 
@@ -443,8 +443,11 @@ SECTIONS: dict[str, Callable[[Result], str]] = {"peers": peers, "tail": tail, "d
 """In the order of RESULTS.md."""
 
 
-def save(result: Result) -> None:
-    """Keep the results of a campaign, and render everything anew."""
+def publish(result: Result, trial: bool) -> None:
+    """Keep the results of a campaign and render everything anew; of a trial only print the section."""
+    if trial:
+        print(SECTIONS[result["kind"]](result))
+        return
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{result['kind']}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     main()

@@ -250,10 +250,7 @@ def main() -> None:
             for one in driver.measured
         },
     }
-    if options.trial:
-        print(report.delivery(result))
-        return
-    report.save(result)
+    report.publish(result, options.trial)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import random
@@ -293,12 +292,7 @@ def main() -> None:
         "shares": [round(share, 6) for share in QUANTILES],
         "peers": [one.result() for one in driver.measured],
     }
-    if options.trial:
-        print(report.peers(result))
-        return
-    report.RESULTS.mkdir(exist_ok=True)
-    (report.RESULTS / "peers.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    report.main()
+    report.publish(result, options.trial)
 
 
 if __name__ == "__main__":

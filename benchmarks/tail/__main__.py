@@ -111,7 +111,7 @@ def main() -> None:
                         seeded = {name: {**cell, "seed": run} for name, cell in cells.items()}
                         turn(driver, one, url, size, seeded)
                     except Failed as error:
-                        one.error = str(error).partition("{")[0]
+                        one.error = str(error)
                         driver.ingest("take", size=size, steps=0)  # what it had sent is no other's
                         say(f"{one.key} is left out: {error}")
         packages = {one.peer.key: one.environment.get("packages", {}) for one in driver.measured}
@@ -128,10 +128,7 @@ def main() -> None:
             one.key: {"title": one.title, "error": one.error, "sizes": one.sizes} for one in chosen
         },
     }
-    if options.trial:
-        print(report.tail(result))
-        return
-    report.save(result)
+    report.publish(result, options.trial)
 
 
 if __name__ == "__main__":

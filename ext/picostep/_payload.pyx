@@ -74,10 +74,8 @@ cdef dict step(dict record):
         "type": "step",
         "run_id": record["run_id"],
         "step_id": record["step_id"],
-        "start_time": iso_time(record["start_ns"]),
-        "end_time": iso_time(record["end_ns"]),
-        "status_code": record["status_code"],
     }
+    time(record, fields)
     copy(record, fields, STEP_FIELDS)
     return fields
 
@@ -88,10 +86,8 @@ cdef dict tool_call(dict record):
         "run_id": record["run_id"],
         "tool_call_id": record["tool_call_id"],
         "tool_name": record.get("tool_name") or "unknown",
-        "start_time": iso_time(record["start_ns"]),
-        "end_time": iso_time(record["end_ns"]),
-        "status_code": record["status_code"],
     }
+    time(record, fields)
     copy(record, fields, TOOL_CALL_FIELDS)
     for key in ("args", "result"):
         if key in record:
@@ -104,10 +100,8 @@ cdef dict run(dict record):
     cdef dict fields = {
         "type": "run",
         "run_id": record["run_id"],
-        "start_time": iso_time(record["start_ns"]),
-        "end_time": iso_time(record["end_ns"]),
-        "status_code": record["status_code"],
     }
+    time(record, fields)
     copy(record, prompt, RUN_PROMPT_FIELDS)
     if prompt:
         fields["prompt"] = prompt
@@ -132,6 +126,13 @@ cdef dict local_feedback(dict record):
     }
     copy(record, fields, FEEDBACK_FIELDS)
     return fields
+
+
+cdef int time(dict record, dict fields) except -1:
+    fields["start_time"] = iso_time(record["start_ns"])
+    fields["end_time"] = iso_time(record["end_ns"])
+    fields["status_code"] = record["status_code"]
+    return 0
 
 
 cdef int copy(dict record, dict fields, tuple keys) except -1:

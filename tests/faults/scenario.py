@@ -29,7 +29,7 @@ from support import wait_until
 LOOK_EVERY = 0.1  # seconds
 WEIGH_EVERY = 1.0
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")  # which keeps what is freed for a while
-EXPORTER_RSS = (512 if SANITIZED else 128) << 20  # bytes
+EXPORTER_RSS = (256 if SANITIZED else 128) << 20  # bytes
 
 
 class Scenario:

@@ -8,13 +8,14 @@ unless the module says why not.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from peers.records import Record
 from texts import Texts
 
 
-class Adapter:
+class Adapter(ABC):
     """
     One peer, set up.
 
@@ -34,15 +35,16 @@ class Adapter:
     keeps = True
     """Whether what is in memory after a step is the peer's doing."""
 
-    def __init__(self, url: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(self, url: str) -> None: ...
 
+    @abstractmethod
     def step(self, texts: Texts) -> None:
         """Record one step. This is what is timed."""
-        raise NotImplementedError
 
     def flush(self) -> None:
         """Return when all that was recorded has been handed over; at most about a minute."""
+        return
 
     def take(self) -> Iterable[Record]:
         """Return what was recorded since the last call, where it goes to no server; else nothing."""
@@ -58,3 +60,4 @@ class Adapter:
 
     def close(self) -> None:
         """End it; nothing is waited for beyond a few seconds."""
+        return
