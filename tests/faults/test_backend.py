@@ -80,9 +80,13 @@ def test_full_ring_sheds_and_counts(ring_base: Path, ingest: Ingest) -> None:
     """An outage longer than the ring is large: bodies go first, then records; the equation still holds."""
     ingest.default = Reply(503)
     code = (
-        "import json, picostep\n"
+        "import json, picostep, time\n"
         "for n in range(6000):\n"
         "    picostep.send_step('r', step_id=str(n), prompt='p' * 1000, response='r')\n"
+        "deadline = time.monotonic() + 20.0\n"
+        "while not picostep.stats()['rings'][0]['exporter_pid']:\n"  # else nobody would take what is left
+        "    assert time.monotonic() < deadline\n"
+        "    time.sleep(0.001)\n"
         "print(json.dumps(picostep.stats()))\n"
     )
     env = environment(ring_base, ingest.url, PICOSTEP_RING_BYTES=str(256 << 10), PICOSTEP_EXIT_TIMEOUT="0")

@@ -139,7 +139,7 @@ drain = subprocess.Popen(
 )
 if "signal" in hooks:
     signal.signal(signal.SIGALRM, hook)
-    signal.setitimer(signal.ITIMER_REAL, 0.0006, 0.0006)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
 if "gc" in hooks:
     gc.callbacks.append(hook)
     gc.set_threshold(1)
