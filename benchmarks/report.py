@@ -323,8 +323,9 @@ all, and flat out. {runs} runs; in each, every recorder has a turn, in a new ord
 for {seconds:g} s a cell ({half:g} s flat out). Percentiles are medians of the runs, *max* is the largest of
 all. *p99.9 / nothing's* is the median of the ratios of each run, with the smallest and the largest.
 Everything delivers to a loopback ingest that checks each step; *dropped* is what a recorder accepted and
-never delivered. The ingest has one core of {cores}; the system places the host and all it starts as it likes
-on all of them, but for the last two rows, in which they have one other core.
+never delivered, or delivered without its texts, as it said itself. The ingest has one core of {cores}; the
+system places the host and all it starts as it likes on all of them, but for the last two rows, in which they
+have one other core.
 
 Again: `nox -s tail`. In short, and writing nothing:
 `nox -s tail -- --trial --runs 1 --seconds 2 --only nothing,picostep`.

@@ -200,10 +200,11 @@ class Driver:
         Compare what was recorded with what arrived.
 
         Returns:
-            How many steps are missing at the ingest's deadline: they count as dropped.
+            How many steps are missing at the ingest's deadline, or came without their texts and the recorder
+            says so, where it was asked: they count as dropped.
 
         Raises:
-            Failed: Steps came twice, or are not what they were, or nobody recorded them.
+            Failed: Steps came twice, or are not what they were otherwise, or nobody recorded them.
         """
         if not one.peer.checked:
             return 0
@@ -217,12 +218,13 @@ class Driver:
             sums["dropped"] += recorded - arrived["steps"]
             sums["requests"] += arrived.get("requests", 0)
             sums["bytes"] += arrived.get("bytes", 0)
-        if arrived["steps"] > recorded or arrived["repeated"] or arrived["wrong"]:
+        shed = int(done.get("shed", 0))
+        if arrived["steps"] > recorded or arrived["repeated"] or arrived["wrong"] != shed:
             raise Failed(
                 f"{size}: of {recorded} steps {arrived['steps']} arrived, {arrived['wrong']} of them wrong "
                 f"({arrived['example']}), {arrived['repeated']} once more"
             )
-        return int(recorded - arrived["steps"])
+        return int(recorded - arrived["steps"]) + shed
 
     def process(self, command: Sequence[str], *path: str) -> Process:
         return Process(command, self._environment(*path), self.place, self.log)

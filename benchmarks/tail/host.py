@@ -101,6 +101,8 @@ class Host:
                 came, not from when it was begun.
 
             recorded, here: As of `peers.runner.Runner.round()`.
+
+            shed: How many of them the recorder says it has passed on without their texts.
         """
         texts = Texts.of(size, "ascii")
         step = self.adapter.step
@@ -127,7 +129,7 @@ class Host:
 
             us: Percentiles and maximum of how long that took, in microseconds.
 
-            recorded, here: As of `run()`.
+            recorded, here, shed: As of `run()`.
         """
         texts = Texts.of(size, "ascii")
         stop = threading.Event()
@@ -161,7 +163,8 @@ class Host:
 
     def _settle(self, texts: Texts, recorded: int) -> dict[str, Any]:
         self.adapter.flush()
-        return {"recorded": recorded, "here": audit(self.adapter.take(), texts)}
+        shed = self.adapter.shed()
+        return {"recorded": recorded, "here": audit(self.adapter.take(), texts), "shed": shed}
 
 
 def summary(taken: list[float]) -> dict[str, float]:

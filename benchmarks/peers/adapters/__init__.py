@@ -46,6 +46,10 @@ class Adapter(ABC):
         """Return when all that was recorded has been handed over; at most about a minute."""
         return
 
+    def shed(self) -> int:
+        """Return how many steps the peer has passed on without their texts since the last call."""
+        return 0
+
     def take(self) -> Iterable[Record]:
         """Return what was recorded since the last call, where it goes to no server; else nothing."""
         return ()
