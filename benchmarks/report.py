@@ -321,7 +321,8 @@ What requests take, from the moment they come, in a host that works for each of 
 in Python and then records one step: at {rate:.0f} requests a second that come at random times, the same for
 all, and flat out. {runs} runs; in each, every recorder has a turn, in a new order, in a process of its own,
 for {seconds:g} s a cell ({half:g} s flat out). Percentiles are medians of the runs, *max* is the largest of
-all. *p99.9 / nothing's* is the median of the ratios of each run, with the smallest and the largest.
+all. *p99.9 / nothing's* is the median of the ratios of each run, with the smallest and the largest; what it
+is for *nothing, a second time*, is noise.
 Everything delivers to a loopback ingest that checks each step; *dropped* is what a recorder accepted and
 never delivered, or delivered without its texts, as it said itself. The ingest has one core of {cores}; the
 system places the host and all it starts as it likes on all of them, but for the last two rows, in which they
@@ -346,6 +347,7 @@ def tail(result: Result) -> str:
         cores=result["cores"],
     )
     parts = ["## The tail\n", f"{measured_on(result)}\n", method]
+    parts.append("![The slowest of a thousand requests](plots/tail.svg)\n")
     for size in result["sizes"]:
         for cell in result["cells"]:
             parts.append(f"### {_spaced(size)}, {'the GIL' if cell == 'probe' else cell}\n")
@@ -405,6 +407,7 @@ def delivery(result: Result) -> str:
     """Return the section of `nox -s delivery`."""
     method = _DELIVERY.format(size=_spaced(result["size"]), runs=result["runs"], **result["start_up"])
     parts = ["## Delivery\n", f"{measured_on(result)}\n", method]
+    parts.append("![What a step costs the machine](plots/delivery.svg)\n")
     for name, series in result["series"].items():
         rows = [
             [
@@ -436,11 +439,61 @@ def delivery(result: Result) -> str:
     return "\n".join(parts)
 
 
+# --- wheels -----------------------------------------------------------------------------------------------
+
+
+_WHEELS = """\
+Built from the sdist ({sdist:.0f} KiB), tagged by auditwheel, installed by `pip install --only-binary :all:`
+into a new environment, and tested there{quick} without source tree and compiler. What they want of a C
+library newer than manylinux2014's: {symbols}. Python 3.9 {refused} the sdist. Wheels that cibuildwheel would
+build of it: {elsewhere}.
+
+Again: `nox -s wheels`.
+"""
+
+
+def wheels(result: Result) -> str:
+    """Return the section of `nox -s wheels`."""
+    built = result["wheels"]
+    symbols = {version: names for one in built for version, names in one["glibc_symbols"].items()}
+    method = _WHEELS.format(
+        sdist=result["sdist_bytes"] / 1024,
+        quick=", by a short set of tests," if result["quick"] else "",
+        symbols="; ".join(f"{version}: {', '.join(names)}" for version, names in symbols.items()) or NONE,
+        refused="refuses" if result["refused_by_3.9"] else "was not there to refuse",
+        elsewhere=", ".join(f"{len(found)} for {name}" for name, found in result["cibuildwheel"].items()),
+    )
+    where = f"{result['machine']}; {result['compiler']}; commit {result['commit']}; {result['date']}."
+    rows = [
+        [
+            one["python"],
+            f"`{one['wheel']}`",
+            f"{one['bytes'] / 1024:.0f}",
+            *(f"{one['tests'][name]:,}" for name in ("passed", "skipped")),
+            f"{len(one['tests']['failed'])}",
+        ]
+        for one in built
+    ]
+    return "\n".join(
+        [
+            "## Wheels\n",
+            f"{where}\n",
+            method,
+            table(["CPython", "wheel", "KiB", "tests passed", "skipped", "failed"], rows),
+        ]
+    )
+
+
 def _spread(values: list[float]) -> str:
     return f"{_number(statistics.median(values))} ({_number(min(values))} to {_number(max(values))})"
 
 
-SECTIONS: dict[str, Callable[[Result], str]] = {"peers": peers, "tail": tail, "delivery": delivery}
+SECTIONS: dict[str, Callable[[Result], str]] = {
+    "peers": peers,
+    "tail": tail,
+    "delivery": delivery,
+    "wheels": wheels,
+}
 """In the order of RESULTS.md."""
 
 

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,8 @@ def main() -> int:
             size = wheel.stat().st_size / 1024
             print(f"{wheel.name:70}{size:>5.0f} KiB  {counts} in {tests['seconds']} s", flush=True)
         result = {
+            "kind": "wheels",
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
             + " ".join(platform.libc_ver()),
             "compiler": run("cc", "--version").splitlines()[0],

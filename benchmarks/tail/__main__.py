@@ -50,6 +50,7 @@ def contenders(driver: Driver) -> list[Contender]:
     one_core = [driver.core]
     return [
         *(Contender(key, one.peer.title, one, cores) for key, one in known.items()),
+        Contender("nothing-again", "nothing, a second time", known["nothing"], cores),
         Contender("nothing-one-core", "nothing, on one core", known["nothing"], one_core),
         Contender(
             "picostep-one-core", "picostep, host and exporter on one core", known["picostep"], one_core
