@@ -202,10 +202,28 @@ def test_chunked_answer(ingest: Ingest, sink: TccSink) -> None:
 
 
 def test_answer_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("picostep.sinks.http._ANSWER_DEADLINE", 0.3)
+    monkeypatch.setattr("picostep.sinks.http._READ_TIMEOUT", 0.3)
     start = time.monotonic()
     with talkative(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", drip=b"x") as url:
         assert tcc(url).deliver([step()]) == {}
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("drip", [b"x", b"X-Name: value\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_head_that_never_ends(monkeypatch: pytest.MonkeyPatch, drip: bytes, tls: bool) -> None:
+    """Its bytes come sooner than any single read would time out."""
+    monkeypatch.setattr("picostep.sinks.http._READ_TIMEOUT", 0.3)
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    context = None
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE)
+    start = time.monotonic()
+    with talkative(b"HTTP/1.1 ", drip=drip, context=context) as url:
+        sink = tcc(url.replace("http://", "https://") if tls else url)
+        with pytest.raises(RetryLater):
+            sink.deliver([step()])
     assert time.monotonic() - start < 5
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import http.client
+import io
 import logging
 import threading
 import time
@@ -15,13 +17,17 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
-from urllib3 import exceptions
+from urllib3 import connection, exceptions
 
 from picostep.errors import ConfigError
 from picostep.sinks import Rejected, RetryLater
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from _typeshed import WriteableBuffer
 
 __all__ = ["HEADERS", "Answer", "Client", "checked_url", "judge"]
 
@@ -30,7 +36,6 @@ HEADERS = {"Accept-Encoding": "identity", "User-Agent": "picostep"}
 _CONNECT_TIMEOUT = 5.0  # seconds
 _READ_TIMEOUT = 10.0
 _LONGEST_ANSWER = 64 * 1024  # bytes that are read of a response
-_ANSWER_DEADLINE = 10.0  # seconds for the same
 
 _BUSY = frozenset({408, 429, *range(500, 600)})
 
@@ -66,7 +71,7 @@ class Client:
     POSTs bodies. Redirects are not followed, certificates always checked.
 
     Args:
-        timeout: Longest wait for a connection, and then for the answer, in seconds; None: 5 and 10.
+        timeout: Longest wait for a connection, and then for the whole answer, in seconds; None: 5 and 10.
 
         authorities: Name of a file of certificates in PEM that are trusted instead of the system's; None:
             those.
@@ -76,7 +81,7 @@ class Client:
     """
 
     def __init__(self, timeout: float | None = None, authorities: str | None = None) -> None:
-        self._timeout = urllib3.Timeout(timeout or _CONNECT_TIMEOUT, timeout or _READ_TIMEOUT)
+        self._timeout = urllib3.Timeout(connect=timeout or _CONNECT_TIMEOUT, read=timeout or _READ_TIMEOUT)
         self._authorities = authorities
         self._managers: dict[str | None, urllib3.PoolManager] = {}
         if authorities is not None:
@@ -139,9 +144,8 @@ def checked_url(url: str | None, needed_by: str) -> str:
 def _finish(response: urllib3.BaseHTTPResponse) -> bytes:
     """Return the body, and keep the connection; where it is too long or too slow, close that, return b""."""
     received = b""
-    deadline = time.monotonic() + _ANSWER_DEADLINE
     try:
-        while len(received) <= _LONGEST_ANSWER and time.monotonic() < deadline:
+        while len(received) <= _LONGEST_ANSWER:
             part = response.read1(_LONGEST_ANSWER, decode_content=False)
             if not part:
                 response.release_conn()
@@ -215,16 +219,73 @@ def _is_loopback(host: str) -> bool:
 
 
 def _new_manager(proxy: str | None, authorities: str | None) -> urllib3.PoolManager:
+    options: dict[str, Any] = {"maxsize": 1, "cert_reqs": "CERT_REQUIRED", "ca_certs": authorities}
     if proxy is None:
-        return urllib3.PoolManager(maxsize=1, cert_reqs="CERT_REQUIRED", ca_certs=authorities)
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    headers = None
-    if parts.username is not None:
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers = urllib3.make_headers(proxy_basic_auth=login)
-    return urllib3.ProxyManager(
-        parts.geturl(), proxy_headers=headers, maxsize=1, cert_reqs="CERT_REQUIRED", ca_certs=authorities
-    )
+        manager = urllib3.PoolManager(**options)
+    else:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        headers = None
+        if parts.username is not None:
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers = urllib3.make_headers(proxy_basic_auth=login)
+        manager = urllib3.ProxyManager(parts.geturl(), proxy_headers=headers, **options)
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+    return manager
+
+
+# --- answers within a deadline: urllib3 and http.client have one for each read only -------------------------
+
+
+class _InTime(io.RawIOBase):
+    """What a socket receives within its timeout from now: that holds for all of it, not for each part."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        timeout = sock.gettimeout()
+        assert timeout is not None  # each `Client` has one
+        self._raw = sock.makefile("rb", buffering=0)
+        self._socket = sock
+        self._timeout = timeout
+        self._deadline = time.monotonic() + timeout
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._socket.settimeout(left)
+        try:
+            return self._raw.readinto(buffer)
+        finally:
+            self._socket.settimeout(self._timeout)  # the next request is sent within it
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_InTime(sock))
+
+
+class _Connection(connection.HTTPConnection):
+    response_class = _Response
+
+
+class _TlsConnection(connection.HTTPSConnection):
+    response_class = _Response
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
 
 
 @contextmanager
