@@ -324,7 +324,7 @@ def test_messages_of_providers(message: dict[str, Any], parts: list[dict[str, An
         '{"role":1}',
         '[{"role":"a"},2]',
         "[" * 2000,
-        '{"role":"a","content":' + "[" * 900 + "]" * 900 + "}",
+        '{"role":"a","content":' + "[" * 401 + "]" * 401 + "}",
     ],
 )
 def test_what_is_no_message_is_a_text(text: str) -> None:

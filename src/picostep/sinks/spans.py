@@ -34,6 +34,7 @@ _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NIL = "0" * 32
 _INT64 = range(-(2**63), 2**63)
 _MOST_NS = 2**64 - 1
+_LEVELS = 400  # of JSON within JSON: what every supported Python can go down
 _REPEATED = 400_000  # characters of a text that goes out by each of its names; a longer one by the first only
 
 
@@ -391,11 +392,13 @@ def _dumps(value: Any) -> str:
         return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, levels: int = _LEVELS) -> Any:
     if isinstance(value, str):
         return well_formed(value)
+    if not levels:
+        raise RecursionError
     if isinstance(value, dict):
-        return {well_formed(key): _plain(item) for key, item in value.items()}
+        return {well_formed(key): _plain(item, levels - 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_plain(item, levels - 1) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
