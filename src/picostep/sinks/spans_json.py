@@ -42,10 +42,12 @@ def rejected_spans(body: bytes) -> int:
 
 def _span(made: Span) -> dict[str, Any]:
     parent = {"parentSpanId": made.parent_id} if made.parent_id else {}
+    flags = {"flags": made.flags} if made.flags else {}
     return {
         "traceId": made.trace_id,
         "spanId": made.span_id,
         **parent,
+        **flags,
         "name": made.name,
         "kind": made.kind,
         "startTimeUnixNano": str(made.start_ns),

@@ -54,6 +54,7 @@ def _span(made: Span) -> trace_pb2.Span:
         trace_id=bytes.fromhex(made.trace_id),
         span_id=bytes.fromhex(made.span_id),
         parent_span_id=bytes.fromhex(made.parent_id),
+        flags=made.flags,
         name=made.name,
         kind=trace_pb2.Span.SpanKind.ValueType(made.kind),
         start_time_unix_nano=made.start_ns,
