@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_LABELS", "OTHER", "Aggregator", "Labels", "Snapshot", "Steps"]
 
-MOST_LABELS = 500
+MOST_LABELS = 200
 """Combinations of labels that have sums of their own."""
 
-_RESERVE = 100  # more of them, in which the names of the models alone are OTHER
-_LONGEST = 120  # characters of a label
+_RESERVE = 50  # more of them, in which the names of the models alone are OTHER
+_LONGEST = 120  # bytes of a label
 
 OTHER = "other"
 _FAILED = 2
@@ -271,5 +271,6 @@ class Aggregator:
 
 def _shown(text: str) -> str:
     """Return a text as a label: short, and without what could be taken for anything but text."""
-    cut = text[:_LONGEST] + "…" if len(text) > _LONGEST else text
-    return _UNPRINTABLE.sub("\ufffd", well_formed(cut))
+    shown = _UNPRINTABLE.sub("\ufffd", well_formed(text[: _LONGEST + 1]))
+    encoded = shown.encode()
+    return shown if len(encoded) <= _LONGEST else encoded[:_LONGEST].decode(errors="ignore") + "…"

@@ -56,7 +56,7 @@ class Publisher:
         every = otelenv.metric_interval(environ)
         with ExitStack() as opened:
             for port in ports:
-                opened.callback(Server(port, self._text).stop)
+                opened.callback(Server(port, self.text).stop)
             for receiver in receivers:
                 opened.callback(Pusher(receiver, every, self._collect).stop)
             self._opened = opened.pop_all()
@@ -69,7 +69,8 @@ class Publisher:
         """Push once more to each receiver, and end."""
         self._opened.close()
 
-    def _text(self) -> bytes:
+    def text(self) -> bytes:
+        """Return everything as Prometheus has it."""
         return text(self._collect()[0])
 
     def _collect(self) -> tuple[Iterator[Family], Snapshot]:

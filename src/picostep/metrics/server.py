@@ -74,6 +74,7 @@ class _Cache:
 class _Listener(ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
+    request_queue_size = 128
     block_on_close = False
 
     def __init__(self, port: int, collect: Callable[[], bytes]) -> None:
