@@ -115,9 +115,10 @@ class TestSteps:
         assert [each.count for each in histograms] == [0, 0, 0, 0]
 
     def test_a_single_token_has_no_time_per_token(self) -> None:
-        _, found = only(counted(step(first_token_ns=START + 1, completion_tokens=1)))
+        counts = counted(step(first_token_ns=START + 1, completion_tokens=1))
+        _, found = only(counts)
 
-        assert (found.first_token.count, found.output_token.count) == (1, 0)
+        assert (found.first_token.count, found.output_token.count, counts.unreadable) == (1, 0, 0)
 
     def test_failed_steps_have_no_time_to_first_token(self) -> None:
         labels, found = only(counted(step(status_code=2, first_token_ns=START + 1, completion_tokens=5)))

@@ -112,19 +112,20 @@ class Steps:
         uncached, cached = get("prompt_uncached_tokens", 0), get("prompt_cached_tokens", 0)
         written, written_1h = get("cache_write_tokens", 0), get("cache_write_1h_tokens", 0)
         completion, reasoning = get("completion_tokens", 0), get("reasoning_tokens", 0)
-        if min(uncached, cached, written, written_1h, completion, reasoning) < 0:
+        prompt = uncached + cached + written
+        if uncached < 0 or cached < 0 or written < 0 or written_1h < 0 or completion < 0 or reasoning < 0:
             raise ValueError("a count that is negative")
         self.count += 1
-        self.duration.add(max(end_ns - start_ns, 0))
+        self.duration.add(end_ns - start_ns if end_ns > start_ns else 0)
         self.prompt_uncached += uncached
         self.prompt_cached += cached
         self.cache_write += written
         self.cache_write_1h += written_1h
         self.completion += completion
         self.reasoning += reasoning
-        if not record.keys().isdisjoint(_PROMPT):
-            self.input_tokens.add(uncached + cached + written)
-        if "completion_tokens" in record:
+        if prompt or not record.keys().isdisjoint(_PROMPT):
+            self.input_tokens.add(prompt)
+        if completion or "completion_tokens" in record:
             self.output_tokens.add(completion)
         cost = get("cost_pico")
         if cost is None:
@@ -132,9 +133,9 @@ class Steps:
         else:
             self.cost_pico += cost
         if first_ns is not None and record["status_code"] != _FAILED:
-            self.first_token.add(max(first_ns - start_ns, 0))
+            self.first_token.add(first_ns - start_ns if first_ns > start_ns else 0)
             if completion > 1:
-                self.output_token.add(max(end_ns - first_ns, 0) // (completion - 1))
+                self.output_token.add((end_ns - first_ns) // (completion - 1) if end_ns > first_ns else 0)
 
     def merge(self, other: Steps, sign: int = 1) -> None:
         """Add the sums of other steps, or with `sign=-1` take an earlier state of these away."""

@@ -23,10 +23,10 @@ LOWEST, HIGHEST = 1_000, 10_000_000_000_000
 """Nanoseconds: percentiles below and above are these, or within 1 % of them."""
 
 _mapping = LogarithmicMapping(RELATIVE_ERROR)
-_key = _mapping.key
-_FIRST = _key(LOWEST)
-_LAST = _key(HIGHEST)
-_NO_BINS = bytes(8 * (_LAST - _FIRST + 1))
+_KEYS = range(_mapping.key(LOWEST), _mapping.key(HIGHEST) + 1)
+# Between the bins; to look there for a value takes a third of the time of its logarithm.
+_EDGES = [int(_mapping.value(key) * (1 + _mapping.gamma) / 2) for key in _KEYS[:-1]]
+_NO_BINS = bytes(8 * len(_KEYS))
 
 
 class Buckets:
@@ -75,8 +75,8 @@ class Histogram(Buckets):
     """
     Buckets of nanoseconds that know percentiles, too.
 
-    The bins are those of DDSketch, whose library says which value belongs to which. They are kept here as
-    whole numbers, where the library has floats and no way to take an earlier state away.
+    The bins are those of DDSketch, whose library says where they are. They are kept here as whole numbers:
+    the library has floats, and no way to take an earlier state away.
     """
 
     __slots__ = ("_bins",)
@@ -88,7 +88,7 @@ class Histogram(Buckets):
     def add(self, value: int) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
-        self._bins[0 if value <= LOWEST else _key(value) - _FIRST if value < HIGHEST else -1] += 1
+        self._bins[bisect_left(_EDGES, value)] += 1
 
     def copy(self) -> Self:
         copied = super().copy()
@@ -114,4 +114,4 @@ class Histogram(Buckets):
         if not any(self.counts):
             return None
         index = bisect_right(list(accumulate(self._bins)), q * (self.count - 1))
-        return float(_mapping.value(index + _FIRST))
+        return float(_mapping.value(_KEYS[index]))
