@@ -39,7 +39,8 @@ from picostep.export.loop import Exporter
 from picostep.export.payload import Record
 from picostep.export.prepare import preparation
 from picostep.metrics import otlp, server
-from picostep.metrics.aggregate import MOST_LABELS
+from picostep.metrics.aggregate import MOST_LABELS, Aggregator
+from picostep.metrics.families import families
 from picostep.metrics.histogram import LOWEST, RELATIVE_ERROR
 from picostep.metrics.publish import Publisher
 from picostep.metrics.text import decimal
@@ -475,6 +476,16 @@ def test_ten_thousand_models(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) ->
         metrics |= pushed(request)
     assert len(ingest.requests) > 1
     same_by_otlp(found, metrics)
+
+
+def test_every_family_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+    told = re.findall(
+        r"^\| `(picostep_\w+)` \| `([\w.]+)` \| (counter|gauge|histogram)\b", page, re.MULTILINE
+    )
+
+    found = families(Aggregator().snapshot(), {})
+    assert sorted((each.name, each.otlp, each.kind) for each in found) == sorted(told)
 
 
 # --- scrapers -----------------------------------------------------------------------------------------------

@@ -30,20 +30,16 @@ _STATUS = {0: "ok", _FAILED: "error"}
 
 _PROMPT = ("prompt_uncached_tokens", "prompt_cached_tokens", "cache_write_tokens")
 
-_SECOND = 1_000_000_000
+_MS = 1_000_000  # nanoseconds
 
-# By the GenAI conventions, in nanoseconds: gen_ai.client.operation.duration, …
-_DURATION = [round(bound * _SECOND) for bound in (0.01 * 2**n for n in range(14))]
+# Bounds by the GenAI conventions: of gen_ai.client.operation.duration, …
+_DURATION = [10 * 2**n * _MS for n in range(14)]
 # … gen_ai.server.time_to_first_token, …
 _FIRST_TOKEN = [
-    round(bound * _SECOND)
-    for bound in (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+    ms * _MS for ms in (1, 5, 10, 20, 40, 60, 80, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10_000)
 ]
 # … gen_ai.server.time_per_output_token, …
-_OUTPUT_TOKEN = [
-    round(bound * _SECOND)
-    for bound in (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
-]
+_OUTPUT_TOKEN = [ms * _MS for ms in (10, 25, 50, 75, 100, 150, 200, 300, 400, 500, 750, 1000, 2500)]
 # … and gen_ai.client.token.usage.
 _TOKENS = [4**n for n in range(14)]
 
