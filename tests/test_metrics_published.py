@@ -579,14 +579,31 @@ def test_what_variables_say_of_metrics_wins(ingest: Ingest) -> None:
         OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="nonsense of another signal",
         OTEL_EXPORTER_OTLP_COMPRESSION="gzip",
         OTEL_SERVICE_NAME="shop",
+        OTEL_RESOURCE_ATTRIBUTES="service.instance.id=7",
     ):
         pass
 
     (request,) = ingest.requests
     assert (request.path, request.headers["x-key"]) == ("/own/path", "metrics")
-    body = json.loads(gzip.decompress(request.body))
-    attributes = body["resourceMetrics"][0]["resource"]["attributes"]
-    assert {"key": "service.name", "value": {"stringValue": "shop"}} in attributes
+    resource = resource_of(request)
+    assert resource["service.name"] == "shop"
+    assert resource["service.instance.id"] == "7"
+
+
+def resource_of(request: Request) -> dict[str, str]:
+    body = gzip.decompress(request.body) if "content-encoding" in request.headers else request.body
+    attributes = json.loads(body)["resourceMetrics"][0]["resource"]["attributes"]
+    return {each["key"]: each["value"]["stringValue"] for each in attributes}
+
+
+def test_each_exporter_is_an_instance_of_its_own(ingest: Ingest) -> None:
+    for _ in range(2):
+        with published(f"otlp:{ingest.url}"):
+            pass
+
+    first, second = map(resource_of, ingest.requests)
+    assert first.pop("service.instance.id") != second.pop("service.instance.id")
+    assert first == second
 
 
 def test_a_receiver_of_protobuf_only_gets_that(ingest: Ingest) -> None:

@@ -314,9 +314,11 @@ class _Totals:
 
     def count(self, sums: dict[str, Any]) -> None:
         """Add the counters of rings that were removed to sums."""
-        ended = {**self._counters, "rings": 0}
-        dropped = dict(ended.pop("gone"))
-        _add(sums, {**ended, "damaged_rings": 0})
+        of_records = dict(self._counters)
+        for name in ("rings", "damaged_rings"):
+            del of_records[name]
+        dropped = dict(of_records.pop("gone"))
+        _add(sums, of_records)
         _add(sums, {"delivered": dropped.pop("delivered", 0), "dropped": dropped})
 
     def catch_up(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import orjson
 
@@ -71,6 +72,8 @@ class Pusher:
         self, receiver: Receiver, every: float, collect: Callable[[], tuple[Iterable[Family], Snapshot]]
     ) -> None:
         self._receiver = receiver
+        # Who else pushes sums of the same service, here or elsewhere, must not be taken for this one.
+        self._resource = {"service.instance.id": str(uuid4()), **receiver.resource}
         self._every = every
         self._collect = collect
         self._trouble = ""
@@ -93,7 +96,7 @@ class Pusher:
         trouble = ""
         try:
             families, snapshot = self._collect()
-            for request in requests(families, snapshot, self._receiver.resource):
+            for request in requests(families, snapshot, self._resource):
                 self._post(request)
         except Undelivered as said:
             trouble = said.reason

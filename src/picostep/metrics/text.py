@@ -25,7 +25,7 @@ def text(families: Iterable[Family]) -> bytes:
     Not by prometheus_client, which makes a float of every number first. Whoever scrapes may do the same; but
     then it is one rounding of an exact sum.
     """
-    return "".join(line for family in families for line in _lines(family)).encode()
+    return "".join(line for family in families for line in _lines(family)).encode(errors="replace")
 
 
 def decimal(value: int, decimals: int) -> str:
