@@ -45,7 +45,7 @@ from picostep.metrics.histogram import LOWEST, RELATIVE_ERROR
 from picostep.metrics.publish import Publisher
 from picostep.metrics.text import decimal
 from picostep.ringdir import open_dir
-from picostep.sinks import RetryLater
+from picostep.sinks import RetryLater, otlp_http
 from picostep.sinks.jsonl import JsonlSink
 from support import Ingest, Reply, Request, clean_environment, free_port, run_python, wait_until
 from test_metrics import START, exact, step
@@ -90,6 +90,13 @@ def parsed(text: str) -> dict[Key, Decimal]:
 
 
 def pushed(request: Request) -> dict[str, Metric]:
+    metrics = request_of(request).resource_metrics[0].scope_metrics[0].metrics
+    found = {metric.name: metric for metric in metrics}
+    assert len(found) == len(metrics)
+    return found
+
+
+def request_of(request: Request) -> ExportMetricsServiceRequest:
     """What a request says, as the official library reads it."""
     body = gzip.decompress(request.body) if "content-encoding" in request.headers else request.body
     made = ExportMetricsServiceRequest()
@@ -98,7 +105,7 @@ def pushed(request: Request) -> dict[str, Metric]:
     else:
         assert request.headers["content-type"] == "application/json"
         json_format.Parse(body, made)
-    return {metric.name: metric for metric in made.resource_metrics[0].scope_metrics[0].metrics}
+    return made
 
 
 # --- the whole way: processes, rings, exporter ------------------------------------------------------------
@@ -591,9 +598,8 @@ def test_what_variables_say_of_metrics_wins(ingest: Ingest) -> None:
 
 
 def resource_of(request: Request) -> dict[str, str]:
-    body = gzip.decompress(request.body) if "content-encoding" in request.headers else request.body
-    attributes = json.loads(body)["resourceMetrics"][0]["resource"]["attributes"]
-    return {each["key"]: each["value"]["stringValue"] for each in attributes}
+    attributes = request_of(request).resource_metrics[0].resource.attributes
+    return {each.key: each.value.string_value for each in attributes}
 
 
 def test_each_exporter_is_an_instance_of_its_own(ingest: Ingest) -> None:
@@ -610,7 +616,8 @@ def test_a_receiver_of_protobuf_only_gets_that(ingest: Ingest) -> None:
     ingest.default = lambda request: Reply(
         200 if request.headers["content-type"] == "application/x-protobuf" else 415
     )
-    with published(f"otlp:{ingest.url}", OTEL_METRIC_EXPORT_INTERVAL="50") as publisher:
+    asked = {"OTEL_METRIC_EXPORT_INTERVAL": "50", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}
+    with published(f"otlp:{ingest.url}", **asked) as publisher:
         publisher.aggregator.add([step(model_used="m")])
         requests = ingest.wait_for(4)
 
@@ -618,6 +625,19 @@ def test_a_receiver_of_protobuf_only_gets_that(ingest: Ingest) -> None:
     assert pushed(requests[-1])["picostep.steps"].sum.data_points[0].as_int == 1
     kinds = [request.headers["content-type"].rpartition("/")[2] for request in requests]
     assert kinds == ["json", "x-protobuf", "x-protobuf", "x-protobuf"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_without_a_protocol_it_is_protobuf_where_that_is_installed(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr(otlp_http, "_has_protobuf", lambda: installed)
+    with published(f"otlp:{ingest.url}") as publisher:
+        publisher.aggregator.add([step()])
+
+    (request,) = ingest.requests
+    assert request.headers["content-type"] == f"application/{'x-protobuf' if installed else 'json'}"
+    assert pushed(request)["picostep.steps"].sum.data_points[0].as_int == 1
 
 
 def test_pushes_that_fail_are_superseded(ingest: Ingest, caplog: pytest.LogCaptureFixture) -> None:

@@ -48,11 +48,7 @@ class Publisher:
         self.aggregator = Aggregator()
         self._rings: list[Callable[[], Mapping[str, Any]]] = []
         ports = [_port(target) for target in targets if not target.startswith(_OTLP)]
-        receivers = [
-            Receiver(_endpoint(target), otelenv.plain(environ, "METRICS"), "--metrics")
-            for target in targets
-            if target.startswith(_OTLP)
-        ]
+        receivers = [_receiver(target, environ) for target in targets if target.startswith(_OTLP)]
         every = otelenv.metric_interval(environ)
         with ExitStack() as opened:
             for port in ports:
@@ -92,5 +88,7 @@ def _port(target: str) -> int:
     return int(target)
 
 
-def _endpoint(target: str) -> str:
-    return otlp_endpoint(target.removeprefix(_OTLP), "--metrics", _OTLP_PATH)
+def _receiver(target: str, environ: Mapping[str, str]) -> Receiver:
+    url = otlp_endpoint(target.removeprefix(_OTLP), "--metrics", _OTLP_PATH)
+    # Receivers written in Rust take metrics as JSON, and lose them: opentelemetry-rust 2487 and 3527.
+    return Receiver(url, otelenv.plain(environ, "METRICS"), "--metrics", prefer_protobuf=True)

@@ -43,19 +43,26 @@ class Receiver:
 
         name: Whose it is, for messages.
 
+        prefer_protobuf: Begin with protobuf where the rows leave that open, and its library is there.
+
     Raises:
         ConfigError: The URL, the file of certificates or the protocol cannot be used.
     """
 
-    def __init__(self, url: str, rows: Iterable[Sequence[str]], name: str) -> None:
+    def __init__(
+        self, url: str, rows: Iterable[Sequence[str]], name: str, *, prefer_protobuf: bool = False
+    ) -> None:
         rows = list(rows)
         options = {row[0]: row[1] for row in rows}
         self._url = checked_url(url, name)
         self._headers = {**HEADERS, **{row[1]: row[2] for row in rows if row[0] == "header"}}
         self._gzip = options.get("compression") == "gzip"
-        self.protobuf = options.get("protocol") == "http/protobuf"
-        if self.protobuf and not _has_protobuf():
+        protocol = options.get("protocol")
+        if protocol == "http/protobuf" and not _has_protobuf():
             raise ConfigError(f"{name}: http/protobuf needs opentelemetry-proto: picostep[otlp]")
+        self.protobuf = protocol == "http/protobuf" or (
+            protocol is None and prefer_protobuf and _has_protobuf()
+        )
         self.resource: dict[str, str] = {
             "service.name": "unknown_service",
             "telemetry.sdk.language": "python",
