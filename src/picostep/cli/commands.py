@@ -357,18 +357,27 @@ def _print_spooled(base: str, sink: str, what: str) -> None:
 @_dir
 @_json
 @click.option("--once", is_flag=True, help="Deliver what is there, and end.")
-def export(to: tuple[str, ...], directory: str | None, as_json: bool, once: bool) -> None:
+@click.option(
+    "--metrics",
+    multiple=True,
+    metavar="TARGET",
+    help="Publish metrics; may be repeated: a port of 127.0.0.1 for Prometheus, or otlp:http://HOST:PORT.",
+)
+def export(
+    to: tuple[str, ...], directory: str | None, as_json: bool, once: bool, metrics: tuple[str, ...]
+) -> None:
     """Run the exporter in the foreground, as a sidecar or service.
 
     Serves the rings of programs that were started with PICOSTEP_EXPORTER=external, and of those that have
     the same settings as this command. Logs to standard error (with --json one object on a line). SIGTERM
     and SIGINT end it after the request under way.
 
-    SINK is tcc, stdout, store:PATH or jsonl:PATH.
+    SINK is tcc, stdout, store:PATH, jsonl:PATH or otlp:URL. Metrics of what passes through are kept only if
+    they are published; `pip install 'picostep[metrics]'` has what that needs.
     """
     settings = Settings.resolve(to=to or None, dir=directory)
     log_to_stderr(as_json, settings.debug)
-    busy = serve(settings, once)
+    busy = serve(settings, once, metrics)
     if busy:
         where = ", ".join(busy)
         raise Failure(f"another exporter is at work in {where}", IO_FAILED, "It delivers what is there.")

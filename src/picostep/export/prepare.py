@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["preparation"]
 
 
-def preparation(destination: Destination) -> Callable[[Sequence[Record]], None]:
+def preparation(
+    destination: Destination, observe: Callable[[Sequence[Record]], None] | None = None
+) -> Callable[[Sequence[Record]], None]:
     """
     Return what prepares records of a destination in place: no sink and no file may get them before.
 
     Redaction is first, so that no later stage can keep or log what must not be seen.
+
+    Args:
+        observe: Gets the prepared records as well, each once, however often sinks will be offered it.
     """
     redactor = Redactor(destination)
     pricer = Pricer(destination)
@@ -29,4 +34,11 @@ def preparation(destination: Destination) -> Callable[[Sequence[Record]], None]:
         redactor.redact(records)
         pricer.price(records)
 
-    return prepare
+    if observe is None:
+        return prepare
+
+    def prepare_and_show(records: Sequence[Record]) -> None:
+        prepare(records)
+        observe(records)
+
+    return prepare_and_show

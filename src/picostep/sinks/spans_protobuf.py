@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
     from picostep.sinks.spans import Span, Value
 
-__all__ = ["CONTENT_TYPE", "encode_span", "rejected_spans", "request"]
-
-CONTENT_TYPE = "application/x-protobuf"
+__all__ = ["encode_span", "rejected_spans", "request"]
 
 
 def encode_span(made: Span) -> bytes:
