@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from picostep.config import destination
 from picostep.errors import ConfigError
+from picostep.export.live import Live
 from picostep.export.loop import Exporter
 from picostep.export.prepare import preparation
 from picostep.export.process import SignalStop, tune_interpreter
@@ -78,8 +79,10 @@ def serve(settings: Settings, once: bool, metrics: Sequence[str] = ()) -> list[s
     with _publisher(metrics) as publisher:
         for name in dict.fromkeys((EXTERNAL, target.fingerprint)):
             directory = open_dir(base(settings.dir), name, create=True)
-            prepare = preparation(target, publisher.aggregator.add if publisher else None)
-            posts.append(_Post(directory, open_sinks(target), prepare, publisher, settings, stop, once))
+            live = Live(directory)
+            observers = [live.add, publisher.aggregator.add] if publisher else [live.add]
+            prepare = preparation(target, *observers)
+            posts.append(_Post(directory, open_sinks(target), prepare, live, publisher, settings, stop, once))
         tune_interpreter()
         log.info("exporting to %s", ", ".join(target.to))
         # One thread for each: a directory that another exporter still serves must not keep the others
@@ -118,6 +121,7 @@ class _Post:
         directory: RingDir,
         sinks: Sequence[Sink],
         prepare: Callable[[Sequence[Record]], None],
+        live: Live,
         publisher: Publisher | None,
         settings: Settings,
         stop: SignalStop,
@@ -127,6 +131,7 @@ class _Post:
         self._directory = directory
         self._sinks = sinks
         self._prepare = prepare
+        self._live = live
         self._publisher = publisher
         self._settings = settings
         self._stop = stop
@@ -141,7 +146,9 @@ class _Post:
                 exporter = self._exporter()
                 if self._publisher is not None:
                     self._publisher.watch(exporter.counters)
+                self._live.start()
                 exporter.run()
+                self._live.stop()
                 os.close(lock)
             return lock is not None
         finally:

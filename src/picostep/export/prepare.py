@@ -17,7 +17,7 @@ __all__ = ["preparation"]
 
 
 def preparation(
-    destination: Destination, observe: Callable[[Sequence[Record]], None] | None = None
+    destination: Destination, *observers: Callable[[Sequence[Record]], None]
 ) -> Callable[[Sequence[Record]], None]:
     """
     Return what prepares records of a destination in place: no sink and no file may get them before.
@@ -25,7 +25,7 @@ def preparation(
     Redaction is first, so that no later stage can keep or log what must not be seen.
 
     Args:
-        observe: Gets the prepared records as well, each once, however often sinks will be offered it.
+        observers: Get the prepared records as well, each once, however often sinks will be offered it.
     """
     redactor = Redactor(destination)
     pricer = Pricer(destination)
@@ -33,12 +33,7 @@ def preparation(
     def prepare(records: Sequence[Record]) -> None:
         redactor.redact(records)
         pricer.price(records)
+        for observe in observers:
+            observe(records)
 
-    if observe is None:
-        return prepare
-
-    def prepare_and_show(records: Sequence[Record]) -> None:
-        prepare(records)
-        observe(records)
-
-    return prepare_and_show
+    return prepare

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from picostep.export.payload import well_formed
 from picostep.metrics.histogram import Buckets, Histogram
@@ -140,6 +140,24 @@ class Steps:
         for name in self._HISTOGRAMS:
             getattr(self, name).merge(getattr(other, name), sign)
 
+    def as_plain(self) -> list[Any]:
+        """Return what JSON can hold, for `from_plain()`."""
+        return [
+            [getattr(self, name) for name in self._COUNTERS],
+            [getattr(self, name).as_plain() for name in self._HISTOGRAMS],
+        ]
+
+    @classmethod
+    def from_plain(cls, plain: list[Any]) -> Steps:
+        """Raises ValueError, TypeError, LookupError or OverflowError for what `as_plain()` cannot return."""
+        made = cls()
+        counters, histograms = plain
+        for name, value in zip(cls._COUNTERS, counters, strict=True):
+            setattr(made, name, int(value))
+        for name, value in zip(cls._HISTOGRAMS, histograms, strict=True):
+            getattr(made, name).fill(value)
+        return made
+
     def copy(self) -> Steps:
         copied = Steps.__new__(Steps)
         for name in self._COUNTERS:
@@ -177,6 +195,17 @@ class Snapshot(NamedTuple):
     feedback: int
     overflowed: int
     unreadable: int
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return what JSON can hold, for `from_plain()`."""
+        steps = [[labels, steps.as_plain()] for labels, steps in self.steps.items()]
+        return {**self._asdict(), "steps": steps}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Snapshot:
+        """Raises ValueError, TypeError, LookupError or OverflowError for what `as_plain()` cannot return."""
+        steps = {Labels(*map(str, labels)): Steps.from_plain(steps) for labels, steps in plain["steps"]}
+        return cls(**{**plain, "steps": steps})
 
     def total(self) -> Steps:
         """Return the sums over all steps."""

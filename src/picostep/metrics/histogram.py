@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddsketch.mapping import LogarithmicMapping
 
@@ -65,6 +65,15 @@ class Buckets:
         copied.sum = self.sum
         return copied
 
+    def as_plain(self) -> list[Any]:
+        """Return what JSON can hold, for `fill()`."""
+        return [self.counts, self.sum]
+
+    def fill(self, plain: list[Any]) -> None:
+        """Take the content of another one with the same bounds, by its `as_plain()`; raises if it is none."""
+        counts, self.sum = plain[:2]
+        self.counts = [mine + its for mine, its in zip(self.counts, counts, strict=True)]
+
     def merge(self, other: Self, sign: int = 1) -> None:
         """Add another one with the same bounds, or with `sign=-1` take an earlier state of this one away."""
         self.counts = [mine + sign * its for mine, its in zip(self.counts, other.counts, strict=True)]
@@ -94,6 +103,14 @@ class Histogram(Buckets):
         copied = super().copy()
         copied._bins = self._bins[:]
         return copied
+
+    def as_plain(self) -> list[Any]:
+        return [*super().as_plain(), [[index, count] for index, count in enumerate(self._bins) if count]]
+
+    def fill(self, plain: list[Any]) -> None:
+        super().fill(plain)
+        for index, count in plain[2]:
+            self._bins[index] = count
 
     def merge(self, other: Self, sign: int = 1) -> None:
         super().merge(other, sign)
