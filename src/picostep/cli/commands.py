@@ -333,7 +333,7 @@ def top(directory: str | None, as_json: bool, once: bool, interval: float) -> No
     where = base(settings.dir)
     watch = Watch(where, settings.spool, _INTERVALS)
     screen = views.Screen()
-    if not once and not as_json and screen.is_terminal:
+    if not once and not as_json and screen.takes_pages:
         with screen.pages() as show:
             for load in watch.every(interval):
                 show(partial(views.top, load))

@@ -74,8 +74,9 @@ class Screen:
         return self._console.width
 
     @property
-    def is_terminal(self) -> bool:
-        return self._console.is_terminal
+    def takes_pages(self) -> bool:
+        """Whether it is a terminal that can show one page in the place of another."""
+        return self._console.is_terminal and not self._console.is_dumb_terminal
 
     @contextmanager
     def pages(self) -> Iterator[Callable[[Callable[[int, int], Iterator[RenderableType]]], None]]:
