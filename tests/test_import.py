@@ -23,7 +23,7 @@ HEAVY = {
 
 # What only those need that export, read the cost of a step, or have settings that need checking.
 PROGRAMS = (
-    *("picostep.export", "picostep.sinks", "picostep.prices", "picostep._cost"),
+    *("picostep.export", "picostep.sinks", "picostep.metrics", "picostep.prices", "picostep._cost"),
     *("picostep.otelenv", "picostep.redaction", "picostep.settingsfile", "picostep._payload"),
 )
 

@@ -29,7 +29,7 @@ from picostep._ring import JSONText
 from picostep.config import Destination, Settings, destination
 from picostep.errors import ConfigError
 from picostep.export.payload import Record
-from picostep.sinks import Refused, Rejected, RetryLater, otlp, spans_json, spans_protobuf
+from picostep.sinks import Refused, Rejected, RetryLater, otlp_http, spans_json, spans_protobuf
 from picostep.sinks.otlp import OtlpSink
 from picostep.sinks.spans import span
 from support import Ingest, Reply, Request, free_port, run_python, talkative, wait_until
@@ -679,7 +679,7 @@ def test_a_receiver_of_protobuf_only_gets_that(ingest: Ingest) -> None:
 
 
 def test_protobuf_that_is_not_installed(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otlp, "_protobuf", lambda: None)
+    monkeypatch.setattr(otlp_http, "_has_protobuf", lambda: False)
     ingest.default = protobuf_only
     with pytest.raises(RetryLater, match=r"^http 415, .*picostep\[otlp\]$"):
         sink(ingest.url).deliver([step()])

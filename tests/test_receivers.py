@@ -12,6 +12,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from support import Ingest, free_port, wait_until
+from test_metrics_published import parsed, published, pushed, same_by_otlp
 from test_otlp import FEEDBACK, FULL, received, sink, span, spans, spans_protobuf, step
 
 ROTEL = find_spec("rotel")
@@ -71,3 +72,14 @@ def test_rotel_passes_on_what_was_recorded(
     assert by_id(spans(*ingest.requests)) == by_id(expected)  # it may pass on two requests in any order
     (resource, *_) = received(ingest.requests[0]).resource_spans
     assert {item.key for item in resource.resource.attributes} >= {"service.name", "telemetry.sdk.name"}
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_rotel_passes_on_what_was_counted(collector: str, ingest: Ingest, compression: str) -> None:
+    with published(f"otlp:{collector}", OTEL_EXPORTER_OTLP_METRICS_COMPRESSION=compression) as publisher:
+        publisher.aggregator.add([*FULL, FEEDBACK, step("odd", model_used='\0\ud800"')])
+        text = publisher.text().decode()
+
+    (request,) = ingest.wait_for(1)
+    assert request.path == "/v1/metrics"
+    same_by_otlp(parsed(text), pushed(request))

@@ -20,7 +20,7 @@ cdef tuple TOOL_CALL_FIELDS = ("status_message",)
 cdef tuple FEEDBACK_FIELDS = ("score", "text")
 cdef tuple LOCAL_FIELDS = (
     "provider", "service_tier", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens",
-    "cost_status", "price_table", "shed", "shortened", "withheld")
+    "cost_status", "price_table", "traceparent", "shed", "shortened", "withheld")
 
 
 def wire(dict record not None) -> dict:

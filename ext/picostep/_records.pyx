@@ -11,12 +11,16 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from cpython.unicode cimport PyUnicode_Check, PyUnicode_CheckExact, PyUnicode_FromObject, PyUnicode_GET_LENGTH
+from cpython.unicode cimport (
+    PyUnicode_1BYTE_KIND, PyUnicode_Check, PyUnicode_CheckExact, PyUnicode_DATA, PyUnicode_FromObject,
+    PyUnicode_GET_LENGTH, PyUnicode_KIND,
+)
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from picostep._clock cimport clock_offset, monotonic_ns, wall_ns
+from picostep._context cimport TRACEPARENT_SIZE, parse_traceparent
 from picostep._ids cimport ID_BYTES, format_id, next_id
 from picostep._ring cimport (
     CONVERSATIONAL, COST_FLOAT, FEEDBACK_SCORE, FEEDBACK_TEXT, IS_CONVERSATIONAL, KIND_FEEDBACK, KIND_RUN,
@@ -24,8 +28,8 @@ from picostep._ring cimport (
     RUN_PROMPT, RUN_RESPONSE, RUN_SESSION, RUN_SYSTEM, RUN_UUID, START_GIVEN, STATUS_MESSAGE, STEP_COST,
     STEP_FINISH, STEP_PROMPT, STEP_PROVIDER, STEP_REQUESTED, STEP_RESPONSE, STEP_TIER, STEP_TOOLS, STEP_USED,
     TOKENS_CACHE_WRITE, TOKENS_CACHE_WRITE_1H, TOKENS_CACHED, TOKENS_COMPLETION, TOKENS_KINDS,
-    TOKENS_REASONING, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME, TOOL_RESULT, Record, Ring, append, host,
-    ps_mutex, track, track_again, untrack,
+    TOKENS_REASONING, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME, TOOL_RESULT, TRACEPARENT, Record, Ring, append,
+    host, ps_mutex, track, track_again, untrack,
 )
 
 from picostep.errors import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError
@@ -47,8 +51,8 @@ cdef enum State:
 cdef enum:
     MAX_FEEDBACK = 2000
     MAX_COST_TEXT = 1000    # short enough to stay whole in any record
-    # Slots that outlive end(), for the properties: ids, and of a step what its cost follows from.
-    KEPT = 1 << RUN_ID | 1 << OWN_ID
+    # Slots that outlive end(), for properties and children: ids, and of a step what its cost follows from.
+    KEPT = 1 << RUN_ID | 1 << OWN_ID | 1 << TRACEPARENT
     STEP_KEPT = (
         KEPT | 1 << STEP_REQUESTED | 1 << STEP_USED | 1 << STEP_COST | 1 << STEP_PROVIDER | 1 << STEP_TIER)
     PART_TOKENS = 1 << TOKENS_CACHE_WRITE | 1 << TOKENS_CACHE_WRITE_1H | 1 << TOKENS_REASONING
@@ -203,6 +207,26 @@ cdef inline int set_id(Draft *draft, int slot, object value, str where, str argu
     if value is None or (PyUnicode_Check(value) and PyUnicode_GET_LENGTH(value) == 0):
         return 1
     return set_text(draft, slot, value, where, argument)
+
+
+cdef inline int set_traceparent(Draft *draft, object value, str where) except -1:
+    return 1 if value is None else set_given_traceparent(draft, value, where)
+
+
+cdef int set_given_traceparent(Draft *draft, object value, str where) except -1:
+    """A text that is no valid one is ignored, whoever sent it; an empty one counts as not given."""
+    cdef char text[TRACEPARENT_SIZE]
+    if not PyUnicode_Check(value):
+        return wrong_type(where, "traceparent", "str", value)
+    text_ready(value)
+    if PyUnicode_GET_LENGTH(value) == 0:
+        return 1
+    if (PyUnicode_KIND(value) == PyUnicode_1BYTE_KIND
+            and parse_traceparent(<const uint8_t *>PyUnicode_DATA(value), PyUnicode_GET_LENGTH(value), text)):
+        put(draft, TRACEPARENT, text[:TRACEPARENT_SIZE].decode("ascii"), False)
+    else:
+        recorder.ignored_traceparent(where)
+    return 1
 
 
 cdef str snapshot(object value, str where, str argument, bint strict):
@@ -493,6 +517,8 @@ cdef inline void inherit_run(Draft *draft, Draft *source) noexcept:
         draft.record.flags |= RUN_UUID
     else:
         put(draft, RUN_ID, <object>source.text[RUN_ID], False)
+    if source.record.present & 1 << TRACEPARENT:
+        put(draft, TRACEPARENT, <object>source.text[TRACEPARENT], False)
 
 
 cdef inline int stamp(Draft *draft, object end_time, str where) except -1:
@@ -1086,7 +1112,7 @@ cdef class ToolCall(_Handle):
 # ---- factories ---------------------------------------------------------------------------------------------
 
 def run(run_id=None, session_id=None, conversational=None, api_key=None, tcc_url=None, *,
-        start_time=None) -> Run:
+        start_time=None, traceparent=None) -> Run:
     """Begins a run.
 
     Args:
@@ -1096,6 +1122,9 @@ def run(run_id=None, session_id=None, conversational=None, api_key=None, tcc_url
         api_key: sends this run, its steps, tool calls and feedback with another key than the settings'.
         tcc_url: sends this run, its steps and tool calls to another endpoint than the settings'.
         start_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+        traceparent: the caller's span, as the header of W3C Trace Context has it: sink otlp shows this run
+            below that, in its trace, and the steps and tool calls made from the run with it. See
+            current_traceparent(). A text that is not valid is ignored, and the first one logged.
 
     Raises:
         ConfigError: at first use, a setting is not valid.
@@ -1109,6 +1138,7 @@ def run(run_id=None, session_id=None, conversational=None, api_key=None, tcc_url
     set_run_id(draft, run_id, False, "run")
     set_optional(draft, RUN_SESSION, session_id, "run", "session_id")
     set_conversational(draft, conversational, "run")
+    set_traceparent(draft, traceparent, "run")
     begin(draft, KIND_RUN, start_time, "run")
     made.forks = <uint32_t>host.forks
     note_run(made)
@@ -1126,13 +1156,14 @@ cdef int set_conversational(Draft *draft, object value, str where) except -1:
     return 1
 
 
-def step(run_id, step_id=None, api_key=None, tcc_url=None, *, start_time=None) -> Step:
+def step(run_id, step_id=None, api_key=None, tcc_url=None, *, start_time=None, traceparent=None) -> Step:
     """Begins a step of the run with this id.
 
     Args:
         run_id: text, not empty.
         step_id: text; a UUID when None or "".
         api_key, tcc_url, start_time: as in run().
+        traceparent: what the run was given, so that both are in one trace.
 
     Raises:
         ConfigError, ArgumentTypeError, ArgumentError: as run().
@@ -1141,19 +1172,20 @@ def step(run_id, step_id=None, api_key=None, tcc_url=None, *, start_time=None) -
     cdef Step made = new_step(destination)
     set_run_id(&made.draft, run_id, True, "step")
     set_own_id(&made.draft, step_id, "step", "step_id")
+    set_traceparent(&made.draft, traceparent, "step")
     begin(&made.draft, KIND_STEP, start_time, "step")
     return made
 
 
 def tool_call(run_id, tool_call_id=None, tool_name=None, api_key=None, tcc_url=None, *,
-              start_time=None) -> ToolCall:
+              start_time=None, traceparent=None) -> ToolCall:
     """Begins a tool call of the run with this id.
 
     Args:
         run_id: text, not empty.
         tool_call_id: text; a UUID when None or "".
         tool_name: text; may also be set by ToolCall.name().
-        api_key, tcc_url, start_time: as in run().
+        api_key, tcc_url, start_time, traceparent: as in step().
 
     Raises:
         ConfigError, ArgumentTypeError, ArgumentError: as run().
@@ -1163,6 +1195,7 @@ def tool_call(run_id, tool_call_id=None, tool_name=None, api_key=None, tcc_url=N
     set_run_id(&made.draft, run_id, True, "tool_call")
     set_own_id(&made.draft, tool_call_id, "tool_call", "tool_call_id")
     set_optional(&made.draft, TOOL_NAME, tool_name, "tool_call", "tool_name")
+    set_traceparent(&made.draft, traceparent, "tool_call")
     begin(&made.draft, KIND_TOOL_CALL, start_time, "tool_call")
     return made
 
@@ -1181,7 +1214,7 @@ def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, m
               prompt_uncached=None, prompt_cached=None, completion=None, cost=None, finish_reason=None,
               tool_definitions=None, status_code=0, status_message=None, start_time=None, end_time=None,
               api_key=None, tcc_url=None, provider=None, service_tier=None, cache_write=None,
-              cache_write_1h=None, reasoning=None) -> str:
+              cache_write_1h=None, reasoning=None, traceparent=None) -> str:
     """Records a whole step in one call: the fastest way. Arguments as in step() and the methods of Step.
 
     Returns:
@@ -1207,6 +1240,7 @@ def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, m
         set_optional(&draft, STEP_FINISH, finish_reason, "send_step", "finish_reason")
         if tool_definitions is not None:
             set_body(&draft, STEP_TOOLS, tool_definitions, "send_step", "tool_definitions")
+        set_traceparent(&draft, traceparent, "send_step")
         conclude(&draft, status_code, status_message, end_time, destination, "send_step")
         return id_text(&draft, OWN_ID, OWN_UUID, draft.record.own_uuid)
     finally:
@@ -1214,7 +1248,8 @@ def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, m
 
 
 def send_tool_call(run_id, *, name, tool_call_id=None, args=None, result=None, status_code=0,
-                   status_message=None, start_time=None, end_time=None, api_key=None, tcc_url=None) -> str:
+                   status_message=None, start_time=None, end_time=None, api_key=None, tcc_url=None,
+                   traceparent=None) -> str:
     """Records a whole tool call in one call. Arguments as in tool_call() and the methods of ToolCall.
 
     None is not given.
@@ -1234,6 +1269,7 @@ def send_tool_call(run_id, *, name, tool_call_id=None, args=None, result=None, s
             set_tool_value(&draft, TOOL_ARGS, args, "send_tool_call", "args")
         if result is not None:
             set_tool_value(&draft, TOOL_RESULT, result, "send_tool_call", "result")
+        set_traceparent(&draft, traceparent, "send_tool_call")
         conclude(&draft, status_code, status_message, end_time, destination, "send_tool_call")
         return id_text(&draft, OWN_ID, OWN_UUID, draft.record.own_uuid)
     finally:
@@ -1243,11 +1279,12 @@ def send_tool_call(run_id, *, name, tool_call_id=None, args=None, result=None, s
 def send_run(*, prompt, response=None, steps=(), tool_calls=(), run_id=None, session_id=None,
              conversational=None, system_prompt=None, full_input=None, full_output=None, metadata=None,
              status_code=0, status_message=None, start_time=None, end_time=None, api_key=None,
-             tcc_url=None) -> str:
+             tcc_url=None, traceparent=None) -> str:
     """Records a whole run in one call, with its steps and tool calls.
 
     Args:
-        steps: mappings of the keywords of send_step(), without run_id, api_key and tcc_url.
+        steps: mappings of the keywords of send_step(), without run_id and those that the run has for all of
+            them: api_key, tcc_url and traceparent.
         tool_calls: mappings of the keywords of send_tool_call(), likewise.
         others: as in run() and the methods of Run.
 
@@ -1276,20 +1313,22 @@ def send_run(*, prompt, response=None, steps=(), tool_calls=(), run_id=None, ses
             set_body(&draft, RUN_OUTPUT, full_output, "send_run", "full_output")
         if metadata is not None:
             set_metadata(&draft, metadata, {}, "send_run")
+        set_traceparent(&draft, traceparent, "send_run")
         made_id = id_text(&draft, RUN_ID, RUN_UUID, draft.record.run_uuid)
-        send_all(send_step, made_id, steps, "steps", api_key, tcc_url)
-        send_all(send_tool_call, made_id, tool_calls, "tool_calls", api_key, tcc_url)
+        parsed = <object>draft.text[TRACEPARENT] if draft.text[TRACEPARENT] != NULL else None
+        shared = {"api_key": api_key, "tcc_url": tcc_url, "traceparent": parsed}
+        send_all(send_step, made_id, steps, "steps", shared)
+        send_all(send_tool_call, made_id, tool_calls, "tool_calls", shared)
         conclude(&draft, status_code, status_message, end_time, destination, "send_run")
         return made_id
     finally:
         drop_all(&draft, 0)
 
 
-cdef int send_all(object send, str run_id, object many, str argument, object api_key,
-                  object tcc_url) except -1:
+cdef int send_all(object send, str run_id, object many, str argument, dict shared) except -1:
     try:
         for one in many:
-            send(run_id, **one, api_key=api_key, tcc_url=tcc_url)
+            send(run_id, **one, **shared)
     except ArgumentTypeError:
         raise
     except TypeError as error:  # not a mapping, or not the keywords that are asked for

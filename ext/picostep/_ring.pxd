@@ -11,7 +11,7 @@ cdef extern from "_sys.h" nogil:
 
 cdef enum:
     MAX_DESTINATIONS = 64
-    MAX_TEXTS = 12
+    MAX_TEXTS = 13
     MAX_SLOTS = 4096        # runs that one ring can keep track of …
     SLOTS_32 = 128          # … a bit each
 
@@ -124,11 +124,12 @@ cdef enum:
     TOKENS_REASONING = 5        # a part of completion
     TOKENS_KINDS = 6
 
-# Text slots. 0 and 1 are ids in every kind; status_message is 8 in every kind.
+# Text slots. 0 and 1 are ids in every kind; 8 and 12 are the same in every kind that has them.
 cdef enum:
     RUN_ID = 0
     OWN_ID = 1
     STATUS_MESSAGE = 8
+    TRACEPARENT = 12        # of the caller's span, as parse_traceparent() writes it
 
 cdef enum:
     STEP_PROMPT = 2

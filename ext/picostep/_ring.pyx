@@ -15,6 +15,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from picostep._clock cimport wall_ns
+from picostep._context cimport TRACEPARENT_SIZE, parse_traceparent
 from picostep._ids cimport fill_random, forget_ids, format_id
 
 import os
@@ -289,7 +290,7 @@ cdef inline uint64_t image_word(uint64_t nonce, uint32_t slot, int which) noexce
 
 cdef uint64_t image_cap(PyObject **texts, uint32_t present) noexcept nogil:
     """What texts are cut to so that an image holds them; 0 when an id would be cut, which must not be."""
-    cdef uint32_t ids = present & (1 << RUN_ID | 1 << RUN_SESSION)
+    cdef uint32_t ids = present & (1 << RUN_ID | 1 << RUN_SESSION | 1 << TRACEPARENT)
     cdef uint64_t cap = ~<uint64_t>0
     cdef int count
     if measure(texts, present, cap, &count) > IMAGE_SIZE:
@@ -723,15 +724,16 @@ class JSONText(str):
 
 cdef tuple STEP_NAMES = (
     "run_id", "step_id", "prompt", "response", "tool_definitions", "model_requested", "model_used",
-    "finish_reason", "status_message", "real_total_cost", "provider", "service_tier")
+    "finish_reason", "status_message", "real_total_cost", "provider", "service_tier", "traceparent")
 cdef tuple RUN_NAMES = (
     "run_id", "session_id", "user_prompt", "response", "system_prompt", "full_input", "full_output",
-    "metadata", "status_message", None, None, None)
+    "metadata", "status_message", None, None, None, "traceparent")
 cdef tuple TOOL_NAMES = (
     "run_id", "tool_call_id", "args", "result", "tool_name", None, None, None,
-    "status_message", None, None, None)
+    "status_message", None, None, None, "traceparent")
 cdef tuple FEEDBACK_NAMES = (
-    "run_id", "feedback_id", "score", "text", None, None, None, None, "status_message", None, None, None)
+    "run_id", "feedback_id", "score", "text", None, None, None, None, "status_message", None, None, None,
+    None)
 cdef tuple NAMES = (None, STEP_NAMES, RUN_NAMES, TOOL_NAMES, FEEDBACK_NAMES)
 cdef tuple KINDS = (None, "step", "run", "tool_call", "feedback")
 cdef tuple TOKENS = (
@@ -760,6 +762,22 @@ cdef object decode_text(const Text *entry, const uint8_t *at):
     if entry.chars > chars:
         return f"{text}… [picostep kept {chars} of {entry.chars} characters]"
     return JSONText(text) if entry.json else text
+
+
+cdef object of_its_form(object text, int slot, int kind):
+    """The value of a text that must be of a certain form; raises Damaged."""
+    if slot == STEP_COST and kind == KIND_STEP:
+        return decode_cost(text)
+    if slot == TRACEPARENT and not is_traceparent(text):
+        raise Damaged
+    return text
+
+
+cdef bint is_traceparent(object text) except -1:
+    cdef bytes raw = text.encode("utf-8", "replace")
+    cdef char parsed[TRACEPARENT_SIZE]
+    return (parse_traceparent(<const uint8_t *>PyBytes_AS_STRING(raw), len(raw), parsed)
+            and raw == parsed[:TRACEPARENT_SIZE])
 
 
 cdef dict decode(const Frame *frame):
@@ -798,8 +816,8 @@ cdef dict decode(const Frame *frame):
         if name is None:
             raise Damaged
         text = decode_text(entry, at)
-        if entry.slot == STEP_COST and frame.kind == KIND_STEP:
-            text = decode_cost(text)
+        if entry.slot > STATUS_MESSAGE:
+            text = of_its_form(text, entry.slot, frame.kind)
         out[name] = text
         at += padded(entry.size)
         left -= padded(entry.size)

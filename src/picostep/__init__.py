@@ -12,7 +12,7 @@ from picostep._records import (
     submit_feedback,
     tool_call,
 )
-from picostep.api import configure, flush, shutdown, stats
+from picostep.api import configure, current_traceparent, flush, shutdown, stats
 from picostep.config import get_api_key, get_url
 from picostep.errors import (
     ArgumentError,
@@ -36,6 +36,7 @@ __all__ = [
     "Step",
     "ToolCall",
     "configure",
+    "current_traceparent",
     "flush",
     "get_api_key",
     "get_url",

@@ -175,6 +175,7 @@ def run(
     tcc_url: str | None = None,
     *,
     start_time: _Time | None = None,
+    traceparent: str | None = None,
 ) -> Run:
     """Begin a run."""
 
@@ -185,6 +186,7 @@ def step(
     tcc_url: str | None = None,
     *,
     start_time: _Time | None = None,
+    traceparent: str | None = None,
 ) -> Step:
     """Begin a step of the run with this id."""
 
@@ -196,6 +198,7 @@ def tool_call(
     tcc_url: str | None = None,
     *,
     start_time: _Time | None = None,
+    traceparent: str | None = None,
 ) -> ToolCall:
     """Begin a tool call of the run with this id."""
 
@@ -224,6 +227,7 @@ def send_step(
     cache_write: SupportsIndex | None = None,
     cache_write_1h: SupportsIndex | None = None,
     reasoning: SupportsIndex | None = None,
+    traceparent: str | None = None,
 ) -> str:
     """Record a whole step in one call; return its id."""
 
@@ -240,6 +244,7 @@ def send_tool_call(
     end_time: _Time | None = None,
     api_key: str | None = None,
     tcc_url: str | None = None,
+    traceparent: str | None = None,
 ) -> str:
     """Record a whole tool call in one call; return its id."""
 
@@ -262,6 +267,7 @@ def send_run(
     end_time: _Time | None = None,
     api_key: str | None = None,
     tcc_url: str | None = None,
+    traceparent: str | None = None,
 ) -> str:
     """Record a whole run in one call, with its steps and tool calls; return its id."""
 

@@ -1,10 +1,12 @@
 """
-The functions that concern the whole process: settings, waiting, counting.
+The functions that concern the whole process: settings, waiting, counting, and the trace it is in.
 
 Recording itself is compiled, in `_records`.
 """
 
 from __future__ import annotations
+
+import sys
 
 from picostep import recorder
 from picostep.config import Settings
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Any
 
-__all__ = ["configure", "flush", "shutdown", "stats"]
+__all__ = ["configure", "current_traceparent", "flush", "shutdown", "stats"]
 
 
 def configure(
@@ -209,6 +211,24 @@ def stats() -> dict[str, Any]:
         rings: The same for each ring, with its destination and exporter.
     """
     return recorder.stats()
+
+
+def current_traceparent() -> str | None:
+    """
+    Return the span of OpenTelemetry that is active here, for `run(traceparent=…)`.
+
+    Returns:
+        It as the header `traceparent` has it; None if no valid span is active, or nothing has imported
+        `opentelemetry.trace`, which this does not do either.
+    """
+    # Not there as long as another thread is importing the module.
+    current_span = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+    if current_span is None:
+        return None
+    context = current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def _seconds(timeout: float | None, where: str) -> float:

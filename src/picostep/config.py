@@ -25,6 +25,7 @@ __all__ = [
     "destination",
     "get_api_key",
     "get_url",
+    "otlp_endpoint",
     "refreshed_prices",
 ]
 
@@ -670,7 +671,7 @@ def _sink(value: object, name: str) -> str:
     if scheme in ("jsonl", "store"):
         return f"{scheme}:{_path(rest, f'{name}: path of sink {scheme!r}')}"
     if scheme == "otlp":
-        return f"otlp:{_otlp_endpoint(rest, f'{name}: sink otlp')}"
+        return f"otlp:{otlp_endpoint(rest, f'{name}: sink otlp', OTLP_PATH)}"
     if not colon or scheme not in _installed_sinks():
         known = ", ".join(sorted({*_BUILT_IN_SINKS, *_installed_sinks()}))
         raise ConfigError(
@@ -679,14 +680,24 @@ def _sink(value: object, name: str) -> str:
     return spec
 
 
-def _otlp_endpoint(text: str, name: str) -> str:
-    """Check where sink `otlp` sends; return it whole: a URL without a path is a base, as OTLP has it."""
+def otlp_endpoint(text: str, name: str, path: str) -> str:
+    """
+    Check where OTLP is sent; return it whole: a URL without a path is a base, as OTLP has it.
+
+    Args:
+        name: What the URL is for, for messages.
+
+        path: Added to a base.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
     parts, _ = _split(_endpoint(text, name), name)
     if "?" in text or "#" in text:
         _bad_url(
             text, name, " without query and fragment; what is secret belongs in OTEL_EXPORTER_OTLP_HEADERS"
         )
-    return text if parts.path.strip("/") else f"{text.rstrip('/')}{OTLP_PATH}"
+    return text if parts.path.strip("/") else f"{text.rstrip('/')}{path}"
 
 
 def _installed_sinks() -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""The standard variables of OpenTelemetry that sink `otlp` obeys: read in the host, used by the exporter."""
+"""The standard variables of OpenTelemetry: read where settings are, used by sink `otlp` and for metrics."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from urllib.parse import unquote
 
 from picostep.errors import ConfigError
 
-__all__ = ["PROTOCOLS", "plain"]
+__all__ = ["PROTOCOLS", "metric_interval", "plain"]
 
 PROTOCOLS = ("http/json", "http/protobuf")
 _COMPRESSIONS = ("none", "gzip")
 _LONGEST_TIMEOUT = 300_000  # milliseconds
+_LONGEST_INTERVAL = 86_400_000
 _OURS = ("content-type", "content-encoding", "content-length", "transfer-encoding", "host")
 _TOKEN = "!#$%&'*+-.^_`|~"  # what a header's name may hold besides letters and digits
 
 Plain = tuple[tuple[str, ...], ...]
 
 
-def plain(environ: Mapping[str, str]) -> Plain:
+def plain(environ: Mapping[str, str], signal: str = "TRACES") -> Plain:
     """
     Check the variables.
 
@@ -26,6 +27,8 @@ def plain(environ: Mapping[str, str]) -> Plain:
 
     Args:
         environ: Where they are.
+
+        signal: `TRACES` or `METRICS`.
 
     Returns:
         What is set, as rows of text: `("protocol", one of PROTOCOLS)`, `("compression", "gzip")`,
@@ -36,27 +39,34 @@ def plain(environ: Mapping[str, str]) -> Plain:
         ConfigError: A variable cannot be used. The message names it, and shows no header.
     """
     rows: list[tuple[str, ...]] = []
-    protocol, name = _given(environ, "PROTOCOL")
+    protocol, name = _given(environ, signal, "PROTOCOL")
     if protocol:
         rows.append(("protocol", _choice(protocol, name, PROTOCOLS)))
-    compression, name = _given(environ, "COMPRESSION")
+    compression, name = _given(environ, signal, "COMPRESSION")
     if compression and _choice(compression, name, _COMPRESSIONS) != "none":
         rows.append(("compression", compression))
-    timeout, name = _given(environ, "TIMEOUT")
+    timeout, name = _given(environ, signal, "TIMEOUT")
     if timeout:
-        rows.append(("timeout", _timeout(timeout, name)))
-    certificate, name = _given(environ, "CERTIFICATE")
+        rows.append(("timeout", _seconds(timeout, name, _LONGEST_TIMEOUT)))
+    certificate, name = _given(environ, signal, "CERTIFICATE")
     if certificate:
         rows.append(("certificate", _absolute(certificate)))
-    headers, name = _given(environ, "HEADERS")
+    headers, name = _given(environ, signal, "HEADERS")
     rows += [("header", *header) for header in _headers(headers, name).items()]
     rows += [("resource", *attribute) for attribute in _resource(environ).items()]
     return tuple(rows)
 
 
-def _given(environ: Mapping[str, str], name: str) -> tuple[str, str]:
+def metric_interval(environ: Mapping[str, str]) -> float:
+    """Return the seconds between pushes of metrics; raises ConfigError for a variable that is none."""
+    name = "OTEL_METRIC_EXPORT_INTERVAL"
+    given = environ.get(name, "").strip()
+    return float(_seconds(given, name, _LONGEST_INTERVAL)) if given else 60.0
+
+
+def _given(environ: Mapping[str, str], signal: str, name: str) -> tuple[str, str]:
     """Return the value of a variable, or "", and its whole name."""
-    for whole in (f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
+    for whole in (f"OTEL_EXPORTER_OTLP_{signal}_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
         value = environ.get(whole, "").strip()
         if value:
             return value, whole
@@ -65,15 +75,13 @@ def _given(environ: Mapping[str, str], name: str) -> tuple[str, str]:
 
 def _choice(value: str, name: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)} for sink otlp, got {value[:80]!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value[:80]!r}")
     return value
 
 
-def _timeout(text: str, name: str) -> str:
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= _LONGEST_TIMEOUT):
-        raise ConfigError(
-            f"{name} must be a number of milliseconds from 1 to {_LONGEST_TIMEOUT}, got {text[:80]!r}"
-        )
+def _seconds(text: str, name: str, longest: int) -> str:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= longest):
+        raise ConfigError(f"{name} must be a number of milliseconds from 1 to {longest}, got {text[:80]!r}")
     return str(int(text) / 1000)
 
 

@@ -39,7 +39,16 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 # The core finds these here, by name.
-__all__ = ["cost", "default_destination", "destination", "disjoint", "misused", "open_ring", "to_ns"]
+__all__ = [
+    "cost",
+    "default_destination",
+    "destination",
+    "disjoint",
+    "ignored_traceparent",
+    "misused",
+    "open_ring",
+    "to_ns",
+]
 
 MAX_DESTINATIONS = 64
 NOWHERE = MAX_DESTINATIONS  # the core has no ring there: what is recorded into it is counted as lost
@@ -61,6 +70,7 @@ _threads: dict[int, object] = {}
 _overrides: dict[int, Overrides] = {}
 _retired: list[dict[str, object]] = []
 _misuses: dict[str, int] = {}
+_traceparent_ignored = False
 _forks = 0
 _importing: set[int] = set()  # threads that may hold a lock of the import system on our behalf
 _at_exit_known = False
@@ -234,6 +244,14 @@ def misused(kind: str, message: str) -> None:
     _misuses[kind] = seen + 1
     if not seen:
         _logger().warning("%s: %s (further ones of this kind are only counted, in stats())", kind, message)
+
+
+def ignored_traceparent(where: str) -> None:
+    """Log the first one that is not valid; in every mode, as clients send them."""
+    global _traceparent_ignored
+    if not _traceparent_ignored:
+        _traceparent_ignored = True
+        _logger().warning("%s(): a traceparent is not valid: ignored, like all further ones", where)
 
 
 def open_ring(number: int) -> None:

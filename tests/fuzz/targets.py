@@ -275,7 +275,7 @@ def _text_field(raw: bytearray, random: Random) -> None:
     if places := _places(raw):
         at = random.choice(places)
         texts = FRAME.unpack_from(raw, at)[3]
-        at += FRAME.size + RECORD.size + TEXT.size * random.randrange(max(1, min(texts, 12)))
+        at += FRAME.size + RECORD.size + TEXT.size * random.randrange(max(1, min(texts, 13)))
         if at + TEXT.size <= len(raw):
             fields = list(TEXT.unpack_from(raw, at))
             number = random.randrange(5)

@@ -55,6 +55,13 @@ assert_type(tcc.tool_call("run", "id", "name"), tcc.ToolCall)
 assert_type(tcc.send_step("run", prompt="p", response={"a": "b"}, cost=Decimal(1), end_time=NOW), str)
 assert_type(tcc.send_tool_call("run", name="n", args={"a": 1}), str)
 assert_type(tcc.send_run(prompt="p", steps=[{"prompt": "p", "response": "r"}]), str)
+assert_type(tcc.run(traceparent=tcc.current_traceparent()), tcc.Run)
+assert_type(tcc.step("run", traceparent="00-…"), tcc.Step)
+assert_type(tcc.tool_call("run", traceparent=None), tcc.ToolCall)
+assert_type(tcc.current_traceparent(), str | None)
+tcc.send_step("run", prompt="p", response="r", traceparent=tcc.current_traceparent())
+tcc.send_tool_call("run", name="n", traceparent=tcc.current_traceparent())
+tcc.send_run(prompt="p", traceparent=tcc.current_traceparent())
 assert_type(tcc.submit_feedback("run", "thumbs_down", "text"), bool)
 assert_type(tcc.flush(1), bool)
 assert_type(tcc.shutdown(), bool)
@@ -68,6 +75,7 @@ tcc.Run()  # type: ignore[call-arg]
 tcc.step()  # type: ignore[call-arg]
 tcc.step(b"run")  # type: ignore[arg-type]
 tcc.run(conversational="yes")  # type: ignore[arg-type]
+tcc.run(traceparent=b"00-")  # type: ignore[arg-type]
 run.prompt(None)  # type: ignore[arg-type]
 run.prompt(("a", "tuple"))  # type: ignore[arg-type]
 run.metadata(a=object())  # type: ignore[arg-type]

@@ -10,21 +10,22 @@ import sys
 
 __all__ = ["main"]
 
-_EXTRA = ("click", "rich")
+_EXTRA = ("click", "ddsketch", "rich")
 
 
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that is not UTF-8 gets escapes, not an exception
+            stream.reconfigure(errors="backslashreplace")
     try:
         from picostep.cli.commands import picostep
+
+        picostep(prog_name="picostep")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _EXTRA:
             raise
         sys.exit(_without_extra())
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that is not UTF-8 gets escapes, not an exception
-            stream.reconfigure(errors="backslashreplace")
-    picostep(prog_name="picostep")
 
 
 def _without_extra() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from contextlib import suppress
+from functools import partial
 from typing import cast
 
 import click
@@ -27,6 +28,7 @@ __all__ = ["picostep"]
 
 _COST_LINES = 50  # of a report for people, unless they say
 _POLL = 0.25  # seconds between looks of `tail -f`
+_INTERVALS = 10  # that `top` sums up
 _EPILOG = """\b
 Exit codes:
   0    done
@@ -307,6 +309,44 @@ def status(directory: str | None, as_json: bool, log: int) -> None:
 
 
 @picostep.command()
+@_dir
+@_json
+@click.option("--once", is_flag=True, help="Print what one interval brings, and end; so without a terminal.")
+@click.option(
+    "-i",
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    metavar="SECONDS",
+    default=2.0,
+    show_default=True,
+    help="Between looks.",
+)
+def top(directory: str | None, as_json: bool, once: bool, interval: float) -> None:
+    """Show what passes through all exporters of this user, until interrupted.
+
+    Steps and tokens in a second, percentiles, errors and cost by model, over the last ten intervals; and what
+    waits in rings and spools. Exporters count as long as somebody looks.
+    """
+    from picostep.cli.top import Watch  # loads what other commands need not have
+
+    settings = Settings.resolve(dir=directory)
+    where = base(settings.dir)
+    watch = Watch(where, settings.spool, _INTERVALS)
+    screen = views.Screen()
+    if not once and not as_json and screen.takes_pages:
+        with screen.pages() as show:
+            for load in watch.every(interval):
+                show(partial(views.top, load))
+    load = watch.over(interval)
+    if not load.exporters and not load.problems:
+        raise Failure(f"no exporter is at work in {where}", NOT_FOUND, "One is started by what records.")
+    if as_json:
+        click.echo(shapes.document(shapes.top(where, load)))
+    else:
+        screen.print(*views.top(load, screen.width, None))
+
+
+@picostep.command()
 @click.argument("sink", required=False)
 @click.option(
     "--dir",
@@ -357,18 +397,27 @@ def _print_spooled(base: str, sink: str, what: str) -> None:
 @_dir
 @_json
 @click.option("--once", is_flag=True, help="Deliver what is there, and end.")
-def export(to: tuple[str, ...], directory: str | None, as_json: bool, once: bool) -> None:
+@click.option(
+    "--metrics",
+    multiple=True,
+    metavar="TARGET",
+    help="Publish metrics; may be repeated: a port of 127.0.0.1 for Prometheus, or otlp:http://HOST:PORT.",
+)
+def export(
+    to: tuple[str, ...], directory: str | None, as_json: bool, once: bool, metrics: tuple[str, ...]
+) -> None:
     """Run the exporter in the foreground, as a sidecar or service.
 
     Serves the rings of programs that were started with PICOSTEP_EXPORTER=external, and of those that have
     the same settings as this command. Logs to standard error (with --json one object on a line). SIGTERM
     and SIGINT end it after the request under way.
 
-    SINK is tcc, stdout, store:PATH or jsonl:PATH.
+    SINK is tcc, stdout, store:PATH, jsonl:PATH or otlp:URL. Metrics of what passes through are kept only if
+    they are published; `pip install 'picostep[metrics]'` has what that needs.
     """
     settings = Settings.resolve(to=to or None, dir=directory)
     log_to_stderr(as_json, settings.debug)
-    busy = serve(settings, once)
+    busy = serve(settings, once, metrics)
     if busy:
         where = ", ".join(busy)
         raise Failure(f"another exporter is at work in {where}", IO_FAILED, "It delivers what is there.")

@@ -7,9 +7,12 @@ import logging
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from picostep.config import destination
+from picostep.errors import ConfigError
+from picostep.export.live import Live
 from picostep.export.loop import Exporter
 from picostep.export.prepare import preparation
 from picostep.export.process import SignalStop, tune_interpreter
@@ -19,11 +22,12 @@ from picostep.sinks import open_sinks
 from picostep.times import iso_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from picostep.config import Settings
     from picostep.export.payload import Record
     from picostep.export.spool import Spool
+    from picostep.metrics.publish import Publisher
     from picostep.ringdir import RingDir
     from picostep.sinks import Sink
 
@@ -50,7 +54,7 @@ class _JsonLines(logging.Formatter):
         return json.dumps({"time": time, "level": record.levelname, "message": record.getMessage()})
 
 
-def serve(settings: Settings, once: bool) -> list[str]:
+def serve(settings: Settings, once: bool, metrics: Sequence[str] = ()) -> list[str]:
     """
     Export `BASE/external` and the directory of these settings until SIGTERM or SIGINT comes.
 
@@ -59,28 +63,54 @@ def serve(settings: Settings, once: bool) -> list[str]:
 
         once: End when all rings are empty. Directories of another exporter are then left to it.
 
+        metrics: Where metrics go: port numbers, and `otlp:URL`.
+
     Returns:
         The paths of the directories that were left to another exporter.
 
     Raises:
-        ConfigError: A sink cannot be opened.
+        ConfigError: A sink cannot be opened, or metrics cannot be published as they should.
 
         RingDirError: A directory cannot be used.
     """
     target = destination(settings)
     stop = SignalStop(signal.SIGTERM, signal.SIGINT)
     posts = []
-    for name in dict.fromkeys((EXTERNAL, target.fingerprint)):
-        directory = open_dir(base(settings.dir), name, create=True)
-        posts.append(_Post(directory, open_sinks(target), preparation(target), settings, stop, once))
-    tune_interpreter()
-    log.info("exporting to %s", ", ".join(target.to))
-    # One thread for each: a directory that another exporter still serves must not keep the others waiting.
-    with ThreadPoolExecutor(len(posts)) as pool:
-        results = [pool.submit(post.run) for post in posts]
+    with _publisher(metrics) as publisher:
+        for name in dict.fromkeys((EXTERNAL, target.fingerprint)):
+            directory = open_dir(base(settings.dir), name, create=True)
+            live = Live(directory)
+            observers = [live.add, publisher.aggregator.add] if publisher else [live.add]
+            prepare = preparation(target, *observers)
+            posts.append(_Post(directory, open_sinks(target), prepare, live, publisher, settings, stop, once))
+        tune_interpreter()
+        log.info("exporting to %s", ", ".join(target.to))
+        # One thread for each: a directory that another exporter still serves must not keep the others
+        # waiting.
+        with ThreadPoolExecutor(len(posts)) as pool:
+            results = [pool.submit(post.run) for post in posts]
     served = [result.result() for result in results]
     log.info("stopped" if stop.is_set() else "all rings are empty")
     return [post.path for post, done in zip(posts, served, strict=True) if not done and not stop.is_set()]
+
+
+@contextmanager
+def _publisher(targets: Sequence[str]) -> Iterator[Publisher | None]:
+    """Publish metrics, if they are to go anywhere."""
+    if not targets:
+        yield None
+        return
+    try:
+        from picostep.metrics.publish import Publisher
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "ddsketch":
+            raise
+        raise ConfigError("--metrics needs the extra: pip install 'picostep[metrics]'") from None
+    publisher = Publisher(targets, os.environ)
+    try:
+        yield publisher
+    finally:
+        publisher.stop()
 
 
 class _Post:
@@ -91,6 +121,8 @@ class _Post:
         directory: RingDir,
         sinks: Sequence[Sink],
         prepare: Callable[[Sequence[Record]], None],
+        live: Live,
+        publisher: Publisher | None,
         settings: Settings,
         stop: SignalStop,
         once: bool,
@@ -99,6 +131,8 @@ class _Post:
         self._directory = directory
         self._sinks = sinks
         self._prepare = prepare
+        self._live = live
+        self._publisher = publisher
         self._settings = settings
         self._stop = stop
         self._once = once
@@ -109,7 +143,12 @@ class _Post:
             lock = self._lock()
             if lock is not None:
                 log.info("serving %s", self.path)
-                self._exporter().run()
+                exporter = self._exporter()
+                if self._publisher is not None:
+                    self._publisher.watch(exporter.counters)
+                self._live.start()
+                exporter.run()
+                self._live.stop()
                 os.close(lock)
             return lock is not None
         finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from picostep.cli.pricing import Source, Tables, parts
 from picostep.cli.rings import Directory
@@ -20,7 +20,11 @@ from picostep.prices.amounts import usd
 from picostep.prices.overrides import Overrides
 from picostep.sinks.store_reader import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary
 
-__all__ = ["costs", "detail", "document", "line", "price", "prices", "record", "runs", "status"]
+if TYPE_CHECKING:
+    from picostep.cli.top import Load, Tally
+    from picostep.metrics.histogram import Histogram
+
+__all__ = ["costs", "detail", "document", "line", "price", "prices", "record", "runs", "status", "top"]
 
 _FLAGS = ("shed", "shortened", "withheld", "conversational")
 
@@ -58,6 +62,45 @@ def status(base: str, target: Destination, directories: list[Directory]) -> dict
         "settings": {"destination": target.fingerprint, "to": list(target.to)},
         "directories": [asdict(directory) for directory in directories],
     }
+
+
+def top(base: str, load: Load) -> dict[str, Any]:
+    """Return what `top --json` prints."""
+    return {
+        "base": base,
+        "seconds": load.seconds,
+        "exporters": load.exporters,
+        "problems": load.problems,
+        "hosts": load.hosts,
+        "in_ring": load.in_ring,
+        "fullest_ring": load.fullest,
+        "in_spool": load.in_spool,
+        "spool_bytes": load.spool_bytes,
+        "dropped": load.dropped,
+        "total": _tally(load.total()),
+        "models": [{"model": model or None, **_tally(tally)} for model, tally in load.models.items()],
+    }
+
+
+def _tally(tally: Tally) -> dict[str, Any]:
+    steps = tally.steps
+    return {
+        "steps": steps.count,
+        "errors": tally.errors,
+        "unpriced_steps": steps.unpriced,
+        "total_cost": None if steps.unpriced == steps.count else _usd(steps.cost_pico),
+        "prompt_uncached_tokens": steps.prompt_uncached,
+        "prompt_cached_tokens": steps.prompt_cached,
+        "cache_write_tokens": steps.cache_write,
+        "completion_tokens": steps.completion,
+        "duration_ms": _percentiles(steps.duration),
+        "first_token_ms": _percentiles(steps.first_token),
+    }
+
+
+def _percentiles(histogram: Histogram) -> dict[str, float | None]:
+    found = {f"p{share}": histogram.quantile(share / 100) for share in (50, 99)}
+    return {name: None if ns is None else ns / 1e6 for name, ns in found.items()}
 
 
 def spool(base: str, names: dict[str, str], found: list[Waiting]) -> dict[str, Any]:

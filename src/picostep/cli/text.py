@@ -11,6 +11,7 @@ from picostep.prices.amounts import usd
 from picostep.times import iso_ms
 
 __all__ = [
+    "UNKNOWN",
     "clean",
     "clock",
     "cost",
@@ -25,6 +26,7 @@ __all__ = [
     "money",
     "of_step",
     "one_line",
+    "rate",
     "short_id",
     "size",
     "status_word",
@@ -128,6 +130,12 @@ def count(number: int | None) -> str:
         return str(number)
     power = min((len(str(number)) - 1) // 3, len(_UNITS))
     return f"{number / 1000**power:.4g}{_UNITS[power - 1]}"
+
+
+def rate(number: int, seconds: float) -> str:
+    """Return how many there were in a second: three digits at least where there are less than a hundred."""
+    found = number / seconds if seconds else 0.0
+    return f"{found:.3g}" if 0 < found < 100 else count(round(found))
 
 
 def size(number: int) -> str:

@@ -6,14 +6,16 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +24,7 @@ from picostep.cli.pricing import Source, Tables, parts, rate_text
 from picostep.cli.rings import Directory, Ring
 from picostep.cli.spools import Waiting
 from picostep.cli.text import (
+    UNKNOWN,
     clean,
     clock,
     cost,
@@ -34,6 +37,7 @@ from picostep.cli.text import (
     metadata_line,
     of_step,
     one_line,
+    rate,
     short_id,
     size,
     status_word,
@@ -42,7 +46,11 @@ from picostep.cli.text import (
 from picostep.prices.overrides import Overrides
 from picostep.sinks.store_reader import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary
 
-__all__ = ["Screen", "costs", "demo", "price", "prices", "run_detail", "runs", "status", "tail_line"]
+if TYPE_CHECKING:
+    from picostep.cli.top import Load, Tally
+    from picostep.metrics.histogram import Histogram
+
+__all__ = ["Screen", "costs", "demo", "price", "prices", "run_detail", "runs", "status", "tail_line", "top"]
 
 _PIPE_WIDTH = 200  # columns where no terminal sets a limit
 _PREVIEW = 300  # characters of a text that is shown in part
@@ -64,6 +72,27 @@ class Screen:
     def width(self) -> int:
         """Columns."""
         return self._console.width
+
+    @property
+    def takes_pages(self) -> bool:
+        """Whether it is a terminal that can show one page in the place of another."""
+        return self._console.is_terminal and not self._console.is_dumb_terminal
+
+    @contextmanager
+    def pages(self) -> Iterator[Callable[[Callable[[int, int], Iterator[RenderableType]]], None]]:
+        """
+        Take the whole terminal, and give it back as it was.
+
+        Yields:
+            What shows a page: a function that lays it out for as many columns and lines as there are then.
+        """
+        with Live(console=self._console, screen=True, auto_refresh=False) as live:
+
+            def show(page: Callable[[int, int], Iterator[RenderableType]]) -> None:
+                width, height = self._console.size
+                live.update(Group(*page(width, height)), refresh=True)
+
+            yield show
 
     def print(self, *parts: RenderableType) -> None:
         """Write each part on lines of its own."""
@@ -538,6 +567,128 @@ def status(directories: Sequence[Directory], to: str) -> Iterator[RenderableType
         for name in directory.damaged:
             yield Text(f"  damaged, set aside: {clean(name)}", style="red")
         yield from (_cropped(f"  log  {clean(line)}", "dim") for line in directory.log)
+
+
+# --- top --------------------------------------------------------------------------------------------------
+
+_HOUR = 3600
+
+
+def top(load: Load, width: int, height: int | None) -> Iterator[RenderableType]:
+    """Lay out what there is to do now: sums, then as many models as there are lines for."""
+    yield _top_title(load)
+    for name, problem in sorted(load.problems.items()):
+        yield _cropped(f"  the exporter of {clean(name)} {one_line(problem, _PREVIEW)}", "red")
+    yield _top_waiting(load)
+    if not load.exporters and not load.problems:
+        yield _cropped("No exporter is at work: waiting for one …", "yellow")
+        return
+    if not load.models:
+        yield _cropped(f"No step in {load.seconds:.3g} s.", "dim")
+        return
+    lines = list(load.models.items())
+    room = len(lines) if height is None else max(1, height - _TOP_LINES - len(load.problems))
+    yield Text()
+    yield _top_table(load, lines[:room], width)
+    if lines[room:]:
+        yield _cropped(f"{len(lines[room:])} more models are in the total", "dim")
+
+
+_TOP_LINES = 7  # of all but models and problems: title, what waits, empty, header (2), total, more
+
+
+def _top_title(load: Load) -> Text:
+    exporters = f"{load.exporters} exporter{'s' if load.exporters != 1 else ''}"
+    hosts = f"{load.hosts} process{'es' if load.hosts != 1 else ''}"
+    title = Text.assemble(("picostep top", _RULE), f"   {exporters}, {hosts}   last {load.seconds:.3g} s")
+    title.no_wrap, title.overflow = True, "ellipsis"
+    return title
+
+
+def _top_waiting(load: Load) -> Text:
+    """Say what waits in rings and spools, and what is lost."""
+    spooled = f" ({size(load.spool_bytes)})" if load.spool_bytes else ""
+    made = Text(no_wrap=True, overflow="ellipsis")
+    made.append(f"ring {load.fullest:.0%}", style="bold red" if load.fullest > 0.5 else "")
+    made.append(f", {count(load.in_ring)} records   ")
+    made.append(f"spool {count(load.in_spool)} records{spooled}", style="yellow" if load.in_spool else "")
+    made.append("   ")
+    made.append(f"dropped {count(load.dropped)}", style="bold red" if load.dropped else "")
+    return made
+
+
+@dataclass(frozen=True)
+class _TopColumn:
+    header: str
+    cell: Callable[[Tally, float], str]
+    style: Callable[[Tally], str] = lambda tally: ""
+
+
+def _error_share(tally: Tally) -> str:
+    return f"{tally.errors / tally.steps.count:.1%}" if tally.errors else "0"
+
+
+def _hourly(tally: Tally, seconds: float) -> str:
+    steps = tally.steps
+    known = None if steps.unpriced == steps.count else round(steps.cost_pico * _HOUR / seconds)
+    return cost(known, steps.count, steps.unpriced)
+
+
+def _cached_share(tally: Tally) -> str:
+    steps = tally.steps
+    read = steps.prompt_uncached + steps.prompt_cached + steps.cache_write
+    return f"{steps.prompt_cached / read:.0%}" if read else UNKNOWN
+
+
+def _percentile(histogram: Histogram, share: float) -> str:
+    found = histogram.quantile(share)
+    return UNKNOWN if found is None else duration(round(found))
+
+
+_TOP_COLUMNS = (
+    _TopColumn("STEPS\n/s", lambda tally, seconds: rate(tally.steps.count, seconds)),
+    _TopColumn(
+        "\nERR", lambda tally, _: _error_share(tally), lambda tally: "bold red" if tally.errors else ""
+    ),
+    _TopColumn("DURATION\np50", lambda tally, _: _percentile(tally.steps.duration, 0.5)),
+    _TopColumn("\np99", lambda tally, _: _percentile(tally.steps.duration, 0.99)),
+    _TopColumn("FIRST TOKEN\np50", lambda tally, _: _percentile(tally.steps.first_token, 0.5)),
+    _TopColumn("\np99", lambda tally, _: _percentile(tally.steps.first_token, 0.99)),
+    _TopColumn("TOKENS/s\nin", lambda tally, seconds: rate(tally.steps.input_tokens.sum, seconds)),
+    _TopColumn("\ncached", lambda tally, _: _cached_share(tally)),
+    _TopColumn("\nout", lambda tally, seconds: rate(tally.steps.completion, seconds)),
+    _TopColumn("COST\n/h", _hourly),
+)
+# What matters least, by its place, goes first where there is no room.
+_TOP_EXPENDABLE = (7, 4, 5, 6, 2, 8, 9, 3, 1)
+_SHORTEST_MODEL = 12  # columns
+_LONGEST_MODEL = 40
+
+
+def _top_table(load: Load, lines: Sequence[tuple[str, Tally]], width: int) -> Table:
+    total = load.total()
+    kept = list(range(len(_TOP_COLUMNS)))
+    tallies = [*(tally for _, tally in lines), total]
+    widths = [
+        2
+        + max(*map(len, each.header.split("\n")), *(len(each.cell(tally, load.seconds)) for tally in tallies))
+        for each in _TOP_COLUMNS
+    ]
+    for place in _TOP_EXPENDABLE:
+        if sum(widths[each] for each in kept) + _SHORTEST_MODEL <= width:
+            break
+        kept.remove(place)
+    columns = [_TOP_COLUMNS[place] for place in kept]
+    made = _table()
+    room = max(width - sum(widths[place] for place in kept), _SHORTEST_MODEL)
+    made.add_column("MODEL", vertical="bottom", no_wrap=True, overflow="ellipsis", max_width=room - 2)
+    for column in columns:
+        made.add_column(column.header, justify="right", vertical="bottom", no_wrap=True)
+    for name, tally in [*lines, ("total", total)]:
+        shown = one_line(name, _LONGEST_MODEL) or "(no model)"
+        cells = (Text(each.cell(tally, load.seconds), style=each.style(tally)) for each in columns)
+        made.add_row(Text(shown), *cells, style="bold" if tally is total else "")
+    return made
 
 
 def spools(found: Sequence[Waiting], names: Mapping[str, str]) -> RenderableType:

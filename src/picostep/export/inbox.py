@@ -73,6 +73,15 @@ class Inbox:
     def count_gone(self, records: Mapping[str, int]) -> None:
         """Count spooled records of rings that are gone: "delivered", or the reasons of drops."""
 
+    def count(self, sums: dict[str, Any]) -> None:
+        """Add what `Exporter.counters()` returns to sums, of which `dropped` is there."""
+        for ring in self._rings:
+            counters = ring.counters()
+            _add(sums, counters)
+            for name in _GAUGES:
+                sums[name] = sums.get(name, 0) + counters[name]
+        sums["rings"] = sums.get("rings", 0) + len(self._rings)
+
     def fill(self, batch: Batch) -> None:
         """Add the records that are there and find room, beginning with another ring each time."""
         self._rings.rotate(-1)
@@ -170,6 +179,10 @@ class DirectoryInbox(Inbox):
     def count_gone(self, records: Mapping[str, int]) -> None:
         if records:
             self._totals.count_gone(records)
+
+    def count(self, sums: dict[str, Any]) -> None:
+        super().count(sums)
+        self._totals.count(sums)
 
     def _open_new(self) -> None:
         known = {ring.name for ring in self._rings}
@@ -298,6 +311,15 @@ class _Totals:
     def count_gone(self, records: Mapping[str, int]) -> None:
         _add(self._counters, {"gone": records})
         self._save()
+
+    def count(self, sums: dict[str, Any]) -> None:
+        """Add the counters of rings that were removed to sums."""
+        of_records = dict(self._counters)
+        for name in ("rings", "damaged_rings"):
+            del of_records[name]
+        dropped = dict(of_records.pop("gone"))
+        _add(sums, of_records)
+        _add(sums, {"delivered": dropped.pop("delivered", 0), "dropped": dropped})
 
     def catch_up(self) -> None:
         """Write what could not be written before."""

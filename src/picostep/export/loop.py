@@ -17,6 +17,7 @@ from picostep.export.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from picostep._ring import RingReader
     from picostep.export.payload import Record
@@ -51,7 +52,8 @@ class Exporter:
     them, itself or into its spool; what is under way when it stops stays where it is for the next exporter.
     It knows nothing of signals, nor of the process it runs in.
 
-    Thread-safety: `run()` belongs to one thread, and starts one for each sink; `stop` may be set by any.
+    Thread-safety: `run()` belongs to one thread, and starts one for each sink; `stop` may be set, and
+    `counters()` called, by any.
 
     Args:
         directories: Ring directories, of which the caller holds the locks.
@@ -119,6 +121,7 @@ class Exporter:
         self._batch_bytes = batch_bytes
         self._linger = linger
         self._once = once
+        self._last_counters: dict[str, Any] | None = None
         self._read_at = 0.0
         self._seen_ring = time.monotonic()
 
@@ -151,7 +154,17 @@ class Exporter:
                 channel.stop()
             with self._lock:
                 self._ledger.update()
+                self._last_counters = self._count()
             self.close()
+
+    def counters(self) -> dict[str, Any]:
+        """
+        Return the sums over all rings, also those that are gone, by their names in `picostep.stats()`.
+
+        And `rings`: how many there are. It waits for what `run()` is doing, and does not change afterwards.
+        """
+        with self._lock:
+            return self._last_counters or self._count()
 
     def close(self) -> None:
         """Let go of all rings and spools; for a forked child, in which `run()` does not go on."""
@@ -159,6 +172,12 @@ class Exporter:
             inbox.close()
         for spool in self._spools:
             spool.close()
+
+    def _count(self) -> dict[str, Any]:
+        sums: dict[str, Any] = {"dropped": {}}
+        for inbox in self._inboxes:
+            inbox.count(sums)
+        return sums
 
     def _settle(self) -> None:
         """Tell the rings at once what a sink has taken: until then it would be sent again after a crash."""

@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["preparation"]
 
 
-def preparation(destination: Destination) -> Callable[[Sequence[Record]], None]:
+def preparation(
+    destination: Destination, *observers: Callable[[Sequence[Record]], None]
+) -> Callable[[Sequence[Record]], None]:
     """
     Return what prepares records of a destination in place: no sink and no file may get them before.
 
     Redaction is first, so that no later stage can keep or log what must not be seen.
+
+    Args:
+        observers: Get the prepared records as well, each once, however often sinks will be offered it.
     """
     redactor = Redactor(destination)
     pricer = Pricer(destination)
@@ -28,5 +33,7 @@ def preparation(destination: Destination) -> Callable[[Sequence[Record]], None]:
     def prepare(records: Sequence[Record]) -> None:
         redactor.redact(records)
         pricer.price(records)
+        for observe in observers:
+            observe(records)
 
     return prepare

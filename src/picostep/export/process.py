@@ -62,6 +62,7 @@ def main(config: dict[str, Any]) -> int:
 
 def _export(directory: RingDir, destination: Destination, config: dict[str, Any]) -> int:
     from picostep.export.inbox import tell_hosts
+    from picostep.export.live import Live
     from picostep.export.loop import Exporter
     from picostep.export.prepare import preparation
     from picostep.export.spool import open_spools
@@ -73,18 +74,21 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
         log.error("cannot start: %s", error)
         tell_hosts(directory, str(error))
         return CANNOT_START
+    live = Live(directory)
     exporter = Exporter(
         [directory],
         sinks,
         stop=SignalStop(signal.SIGTERM),
-        prepare=preparation(destination),
+        prepare=preparation(destination, live.add),
         spools=open_spools(destination, *config["spool"]),
         batch_records=config["batch_records"],
         batch_bytes=config["batch_bytes"],
         linger=LINGER,
     )
     tune_interpreter()
+    live.start()
     exporter.run()
+    live.stop()
     for sink in sinks:
         sink.close()
     return 0

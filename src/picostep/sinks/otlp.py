@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 from typing import TYPE_CHECKING, Protocol
 
-from picostep import __version__
-from picostep.errors import ConfigError
 from picostep.export.payload import encode_each
-from picostep.sinks import Refused, RetryLater, Undelivered, spans_json
-from picostep.sinks.http import HEADERS, Client, checked_url, judge
+from picostep.sinks import Refused, Undelivered, spans_json
+from picostep.sinks.otlp_http import MOST_BYTES, SCOPE, Receiver, TakesProtobuf
 from picostep.sinks.spans import span
 
 if TYPE_CHECKING:
@@ -21,17 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OtlpSink"]
 
-_NEVER = frozenset({400, 413, 422})
-_OTHER_FORM = 415
-_MOST_BYTES = 4_000_000  # of spans in a request: receivers take 4 MiB and more; a single span may be larger
-_SCOPE = ("picostep", __version__)
-
 
 class _Form(Protocol):
     """What the modules `spans_json` and `spans_protobuf` have in common."""
-
-    @property
-    def CONTENT_TYPE(self) -> str: ...
 
     def encode_span(self, made: Span) -> bytes: ...
 
@@ -59,27 +48,9 @@ class OtlpSink:
     """
 
     def __init__(self, url: str, destination: Destination) -> None:
-        rows = destination.otlp
-        options = {row[0]: row[1] for row in rows}
-        self._url = checked_url(url, "sink otlp")
-        self._headers = {**HEADERS, **{row[1]: row[2] for row in rows if row[0] == "header"}}
-        self._resource: dict[str, Value] = {
-            "service.name": "unknown_service",
-            "telemetry.sdk.language": "python",
-            "telemetry.sdk.name": _SCOPE[0],
-            "telemetry.sdk.version": _SCOPE[1],
-            **{row[1]: row[2] for row in rows if row[0] == "resource"},
-        }
-        self._content = options.get("content") != "off"
-        self._gzip = options.get("compression") == "gzip"
-        self._form: _Form = spans_json
-        if options.get("protocol") == "http/protobuf":
-            protobuf = _protobuf()
-            if protobuf is None:
-                raise ConfigError("sink otlp: http/protobuf needs opentelemetry-proto: picostep[otlp]")
-            self._form = protobuf
-        timeout = options.get("timeout")
-        self._client = Client(float(timeout) if timeout else None, options.get("certificate"))
+        self._receiver = Receiver(url, destination.otlp, "sink otlp")
+        self._content = ("content", "off") not in destination.otlp
+        self._form = self._chosen_form()
 
     def deliver(self, records: Sequence[Record]) -> Mapping[int, str]:
         """
@@ -96,12 +67,19 @@ class OtlpSink:
         """
         try:
             return self._deliver(records)
-        except _TakesProtobuf as said:
-            self._form = said.form
+        except TakesProtobuf:
+            self._form = self._chosen_form()
             return self._deliver(records)
 
     def close(self) -> None:
-        self._client.close()
+        self._receiver.close()
+
+    def _chosen_form(self) -> _Form:
+        if not self._receiver.protobuf:
+            return spans_json
+        from picostep.sinks import spans_protobuf
+
+        return spans_protobuf
 
     def _deliver(self, records: Sequence[Record]) -> Mapping[int, str]:
         not_taken: dict[int, str] = {}
@@ -127,7 +105,7 @@ class OtlpSink:
         for index, encoded in encode_each(records, self._encode, unencodable).items():
             if not encoded:
                 continue
-            if spans and size + len(encoded) > _MOST_BYTES:
+            if spans and size + len(encoded) > MOST_BYTES:  # a single span may be larger
                 yield indices, spans
                 indices, spans, size = [], [], 0
             indices.append(index)
@@ -142,37 +120,9 @@ class OtlpSink:
 
     def _post(self, spans: Sequence[bytes]) -> int:
         """Return how many of the spans were refused, by an answer that says that the others were taken."""
-        body = self._form.request(spans, self._resource, _SCOPE)
-        headers = {**self._headers, "Content-Type": self._form.CONTENT_TYPE}
-        if self._gzip:
-            headers["Content-Encoding"] = "gzip"
-            body = gzip.compress(body, 1, mtime=0)
-        answer = self._client.post(self._url, headers, body)
-        if answer.status == _OTHER_FORM and self._form is spans_json:
-            protobuf = _protobuf()
-            if protobuf is None:
-                raise RetryLater("http 415, and protobuf needs picostep[otlp]")
-            raise _TakesProtobuf(protobuf)
-        judge(answer, _NEVER)
+        answer = self._receiver.post(self._form.request(spans, self._receiver.resource, SCOPE))
         try:
-            rejected = self._form.rejected_spans(answer.body)
+            rejected = self._form.rejected_spans(answer)
         except Exception:  # no answer of OTLP, but the status is one
             return 0
         return min(max(rejected, 0), len(spans))
-
-
-class _TakesProtobuf(Exception):
-    """The receiver does not take JSON."""
-
-    def __init__(self, form: _Form) -> None:
-        super().__init__()
-        self.form = form
-
-
-def _protobuf() -> _Form | None:
-    """Return that form, or None where its library is not installed."""
-    try:
-        from picostep.sinks import spans_protobuf
-    except ImportError:
-        return None
-    return spans_protobuf

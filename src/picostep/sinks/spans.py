@@ -46,6 +46,8 @@ class Span(NamedTuple):
         trace_id, span_id, parent_id: Hex digits, 32 and 16; parent_id is "" for a root.
 
         start_ns, end_ns: Unix time.
+
+        flags: Those of W3C Trace Context.
     """
 
     trace_id: str
@@ -58,14 +60,15 @@ class Span(NamedTuple):
     attributes: dict[str, Value]
     status: int
     message: str
+    flags: int
 
 
 def span(record: Record, content: bool = True) -> Span:
     """
     Return the span of a run, step or tool call.
 
-    The ids follow from those of the record: whoever gets it twice can tell, and children need not know when
-    their run is sent.
+    The ids follow from those of the record and, where it has a `traceparent`, from that: whoever gets it
+    twice can tell, and children need not know when their run is sent.
 
     Args:
         content: Whether texts, metadata and the session's id are among the attributes.
@@ -86,11 +89,12 @@ def span(record: Record, content: bool = True) -> Span:
     for value in attributes.values():
         if not isinstance(value, str):
             _check(value)
-    root = _span_id("run", run_id)
+    trace_id, caller, flags = _context(record)
+    of_run = _span_id("run", run_id)
     return Span(
-        _trace_id(run_id),
-        root if kind == "run" else _span_id(kind, run_id, own_id),
-        "" if kind == "run" else root,
+        trace_id,
+        of_run if kind == "run" else _span_id(kind, run_id, own_id),
+        caller if kind == "run" else of_run,
         name,
         CLIENT if kind == "step" else INTERNAL,
         min(max(record["start_ns"], 0), _MOST_NS),
@@ -98,6 +102,7 @@ def span(record: Record, content: bool = True) -> Span:
         attributes,
         status,
         record.get("status_message", ""),
+        flags,
     )
 
 
@@ -125,6 +130,14 @@ def _check(value: Value) -> None:
 
 
 # --- ids --------------------------------------------------------------------------------------------------
+
+
+def _context(record: Record) -> tuple[str, str, int]:
+    """Return the trace's id, the caller's span in it ("" for none), and the flags."""
+    if "traceparent" not in record:
+        return _trace_id(record["run_id"]), "", 0
+    _, trace_id, caller, flags = record["traceparent"].split("-")
+    return trace_id, caller, int(flags, 16)
 
 
 def _trace_id(run_id: str) -> str:

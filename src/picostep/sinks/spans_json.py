@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
     from picostep.sinks.spans import Span, Value
 
-__all__ = ["CONTENT_TYPE", "encode_span", "rejected_spans", "request"]
-
-CONTENT_TYPE = "application/json"
+__all__ = ["encode_span", "rejected_spans", "request"]
 
 
 def encode_span(made: Span) -> bytes:
@@ -42,10 +40,12 @@ def rejected_spans(body: bytes) -> int:
 
 def _span(made: Span) -> dict[str, Any]:
     parent = {"parentSpanId": made.parent_id} if made.parent_id else {}
+    flags = {"flags": made.flags} if made.flags else {}
     return {
         "traceId": made.trace_id,
         "spanId": made.span_id,
         **parent,
+        **flags,
         "name": made.name,
         "kind": made.kind,
         "startTimeUnixNano": str(made.start_ns),

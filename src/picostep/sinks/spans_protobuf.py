@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
     from picostep.sinks.spans import Span, Value
 
-__all__ = ["CONTENT_TYPE", "encode_span", "rejected_spans", "request"]
-
-CONTENT_TYPE = "application/x-protobuf"
+__all__ = ["encode_span", "rejected_spans", "request"]
 
 
 def encode_span(made: Span) -> bytes:
@@ -54,6 +52,7 @@ def _span(made: Span) -> trace_pb2.Span:
         trace_id=bytes.fromhex(made.trace_id),
         span_id=bytes.fromhex(made.span_id),
         parent_span_id=bytes.fromhex(made.parent_id),
+        flags=made.flags,
         name=made.name,
         kind=trace_pb2.Span.SpanKind.ValueType(made.kind),
         start_time_unix_nano=made.start_ns,

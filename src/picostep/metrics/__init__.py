@@ -1,0 +1,1 @@
+"""What the exporter counts of the records that pass through it; needs the extra `metrics`."""
