@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
 from picostep import ringdir
 from picostep._ring import RingReader
-from receiver import Arrival, Receiver, arrivals
+from receiver import Arrival, arrivals
 from support import Ingest, clean_environment, exporters, wait_until
 from workload import balanced
 
@@ -187,15 +187,24 @@ class Host:
         return self._errors.read().decode(errors="replace")
 
 
+class Source(Protocol):
+    """Where steps arrive, beside an ingest: `Receiver`, or Kafka."""
+
+    def take(self) -> list[Arrival]: ...
+
+
 class Oracle:
     """
     Compares what an ingest has taken with what hosts have promised.
 
     Args:
         ingest: Its arrivals, or requests, are taken out of it.
+
+    Attributes:
+        ages: Of all arrivals, in their order.
     """
 
-    def __init__(self, ingest: Ingest | Receiver) -> None:
+    def __init__(self, ingest: Ingest | Source) -> None:
         self._ingest = ingest
         self._lock = threading.RLock()
         self._requests = 0
@@ -203,6 +212,7 @@ class Oracle:
         self.promised: set[str] = set()
         self.digests: dict[str, str] = {}
         self.arrivals: Counter[str] = Counter()
+        self.ages: list[float] = []
         self._altered: set[str] = set()
         self._latest: dict[str, Arrival] = {}
         self._last_requests: dict[int, int] = {}
@@ -220,6 +230,7 @@ class Oracle:
             for arrival in self._take():
                 step_id = arrival.step_id
                 self.arrivals[step_id] += 1
+                self.ages.append(arrival.age)
                 if self.digests.setdefault(step_id, arrival.digest) != arrival.digest:
                     self._altered.add(step_id)
                 if step_id in self._latest:
@@ -228,7 +239,7 @@ class Oracle:
                 self._last_requests[arrival.connection] = arrival.request
 
     def _take(self) -> Iterator[Arrival]:
-        if isinstance(self._ingest, Receiver):
+        if not isinstance(self._ingest, Ingest):
             yield from self._ingest.take()
             return
         for request in self._ingest.take():
