@@ -136,6 +136,15 @@ def receivers(session: nox.Session) -> None:
 
 
 @nox.session
+def chain(session: nox.Session) -> None:
+    """From an exporter by a collector (rotel) into Kafka (librdkafka's mock cluster), at full length."""
+    session.install(".[test]", "rotel", "confluent-kafka")
+    session.run(
+        "pytest", "-s", "tests/faults/test_chain.py", *session.posargs, env={"PICOSTEP_CAMPAIGN": "1"}
+    )
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """What a step costs its caller, beside its baselines, interleaved."""
     session.install(".", "cython", "setuptools")
