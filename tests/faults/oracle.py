@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,9 +93,13 @@ class Host:
         program: Its name, then its arguments.
 
         held: Begin with the program at `go()`: until then only what it imports is there.
+
+        inside: Command that runs it, by the rest of its arguments.
     """
 
-    def __init__(self, env: Mapping[str, str], *program: object, held: bool = False) -> None:
+    def __init__(
+        self, env: Mapping[str, str], *program: object, held: bool = False, inside: Sequence[str] = ()
+    ) -> None:
         reading, writing = os.pipe()
         self.written = Ledger()
         self.lines = 0
@@ -104,7 +108,7 @@ class Host:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
         name, *args = map(str, program)
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKLOAD), name, str(writing), *args],
+            [*inside, sys.executable, str(WORKLOAD), name, str(writing), *args],
             env=clean_environment(**env),
             pass_fds=[writing],
             stdin=subprocess.PIPE if held else subprocess.DEVNULL,
