@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, TracesData
 
 from proxy import Exchange
-from receiver import ATTRIBUTES, Arrival, arrivals
+from receiver import ATTRIBUTES, Arrival, arrivals, items_of
 from support import free_port, wait_until
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
@@ -163,8 +163,8 @@ class Acknowledged:
         answer = await exchange.forward()
         now = time.monotonic()
         if answer.startswith(b"HTTP/1.1 200 "):
-            for span in spans_of(gzip.decompress(await exchange.body())):
-                self.at.setdefault(step_of(span)["step_id"], now)
+            for step in items_of(gzip.decompress(await exchange.body())):
+                self.at.setdefault(step["step_id"], now)
             if not self.ended and len(self.at) >= self._after:
                 self.ended = now
                 self._collector.signal(self._how)

@@ -74,6 +74,7 @@ def exporting(place: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[byt
     process = subprocess.Popen(
         [*container(place / "rings", place / "spool"), sys.executable, "-m", "picostep", "export", "--json"],
         env=clean_environment(**env, PICOSTEP_SPOOL=str(place / "spool")),
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
