@@ -46,6 +46,21 @@ def workflows(session: nox.Session) -> None:
 
 
 @nox.session
+def deploy(session: nox.Session) -> None:
+    """The files of docs/deploy against the schemas of Compose and Kubernetes, and systemd's own check."""
+    session.install("check-jsonschema", "kubernetes-validate")
+    place = Path("docs/deploy")
+    session.run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(place / "compose.yaml"))
+    session.run("kubernetes-validate", "--strict", str(place / "kubernetes.yaml"))
+    if shutil.which("systemd-analyze"):
+        with tempfile.TemporaryDirectory() as away:  # as it is when it is installed, but for the command
+            unit = (place / "picostep-export@.service").read_text()
+            installed = Path(away, "picostep-export@daemon.service")
+            installed.write_text(unit.replace("/opt/picostep/bin/picostep", "/bin/true"))
+            session.run("systemd-analyze", "verify", "--man=no", str(installed), external=True)
+
+
+@nox.session
 def artifact(session: nox.Session) -> None:
     """Builds the sdist, a wheel from it alone, and tests that wheel where there is no source tree."""
     session.install("build", "pyelftools")
@@ -136,6 +151,15 @@ def receivers(session: nox.Session) -> None:
 
 
 @nox.session
+def chain(session: nox.Session) -> None:
+    """From an exporter by a collector (rotel) into Kafka (librdkafka's mock cluster), at full length."""
+    session.install(".[test]", "rotel", "confluent-kafka")
+    session.run(
+        "pytest", "-s", "tests/faults/test_chain.py", *session.posargs, env={"PICOSTEP_CAMPAIGN": "1"}
+    )
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """What a step costs its caller, beside its baselines, interleaved."""
     session.install(".", "cython", "setuptools")
@@ -171,6 +195,13 @@ def delivery(session: nox.Session) -> None:
     session.install("pip", "matplotlib>=3.10")
     with session.chdir("benchmarks"):
         session.run("python", "-m", "delivery", *session.posargs)
+
+
+@nox.session
+def capacity(session: nox.Session) -> None:
+    """What one exporter can send to a collector, and how much that is: the tables of docs/scaling.md."""
+    session.install(".[cli,otlp]", "chdb")
+    session.run("python", "benchmarks/capacity.py", *session.posargs)
 
 
 @nox.session

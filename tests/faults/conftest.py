@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ def start_host() -> Iterator[Callable[..., Host]]:
 
     started: list[Host] = []
 
-    def start(env: Mapping[str, str], *program: object) -> Host:
-        started.append(Host(env, *program))
+    def start(env: Mapping[str, str], *program: object, inside: Sequence[str] = ()) -> Host:
+        started.append(Host(env, *program, inside=inside))
         return started[-1]
 
     yield start

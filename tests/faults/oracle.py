@@ -11,17 +11,17 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
 from picostep import ringdir
 from picostep._ring import RingReader
-from receiver import Arrival, Receiver, arrivals
+from receiver import Arrival, arrivals
 from support import Ingest, clean_environment, exporters, wait_until
 from workload import balanced
 
@@ -93,9 +93,13 @@ class Host:
         program: Its name, then its arguments.
 
         held: Begin with the program at `go()`: until then only what it imports is there.
+
+        inside: Command that runs it, by the rest of its arguments.
     """
 
-    def __init__(self, env: Mapping[str, str], *program: object, held: bool = False) -> None:
+    def __init__(
+        self, env: Mapping[str, str], *program: object, held: bool = False, inside: Sequence[str] = ()
+    ) -> None:
         reading, writing = os.pipe()
         self.written = Ledger()
         self.lines = 0
@@ -104,7 +108,7 @@ class Host:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
         name, *args = map(str, program)
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKLOAD), name, str(writing), *args],
+            [*inside, sys.executable, str(WORKLOAD), name, str(writing), *args],
             env=clean_environment(**env),
             pass_fds=[writing],
             stdin=subprocess.PIPE if held else subprocess.DEVNULL,
@@ -187,15 +191,24 @@ class Host:
         return self._errors.read().decode(errors="replace")
 
 
+class Source(Protocol):
+    """Where steps arrive, beside an ingest: `Receiver`, or Kafka."""
+
+    def take(self) -> list[Arrival]: ...
+
+
 class Oracle:
     """
     Compares what an ingest has taken with what hosts have promised.
 
     Args:
         ingest: Its arrivals, or requests, are taken out of it.
+
+    Attributes:
+        ages: Of all arrivals, in their order.
     """
 
-    def __init__(self, ingest: Ingest | Receiver) -> None:
+    def __init__(self, ingest: Ingest | Source) -> None:
         self._ingest = ingest
         self._lock = threading.RLock()
         self._requests = 0
@@ -203,6 +216,7 @@ class Oracle:
         self.promised: set[str] = set()
         self.digests: dict[str, str] = {}
         self.arrivals: Counter[str] = Counter()
+        self.ages: list[float] = []
         self._altered: set[str] = set()
         self._latest: dict[str, Arrival] = {}
         self._last_requests: dict[int, int] = {}
@@ -220,6 +234,7 @@ class Oracle:
             for arrival in self._take():
                 step_id = arrival.step_id
                 self.arrivals[step_id] += 1
+                self.ages.append(arrival.age)
                 if self.digests.setdefault(step_id, arrival.digest) != arrival.digest:
                     self._altered.add(step_id)
                 if step_id in self._latest:
@@ -228,7 +243,7 @@ class Oracle:
                 self._last_requests[arrival.connection] = arrival.request
 
     def _take(self) -> Iterator[Arrival]:
-        if isinstance(self._ingest, Receiver):
+        if not isinstance(self._ingest, Ingest):
             yield from self._ingest.take()
             return
         for request in self._ingest.take():

@@ -2,7 +2,7 @@
 The ingest that the fault tests believe: a process of its own that is never faulted.
 
 Run as `python receiver.py CONTROL_FD`. It says yes to every request, after it has written down what came in
-it. Faults are put in front of it, by `proxy`.
+it: batches of The Context Company's form, or spans as OTLP/JSON. Faults are put in front of it, by `proxy`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -28,22 +30,62 @@ class Arrival(NamedTuple):
     connection: int
     request: int
     """Number of the request it came in, counted over all connections."""
+    age: float
+    """Seconds since its end."""
 
 
 def arrivals(items: list[dict[str, Any]], connection: int, request: int) -> list[Arrival]:
     """Reduce a batch to what the oracle compares; what is no step gets an id that no ledger has."""
+    now = time.time()
     return [
-        Arrival(item["step_id"], digest(item), connection, request)
+        Arrival(item["step_id"], digest(item), connection, request, now - _ended(item))
         if "step_id" in item
-        else Arrival(f"not a step but a {item.get('type')}", "", connection, request)
+        else Arrival(f"not a step but a {item.get('type')}", "", connection, request, 0.0)
         for item in items
     ]
 
 
+def _ended(item: Mapping[str, Any]) -> float:
+    end = item["end_time"]
+    if isinstance(end, str):
+        end = datetime.fromisoformat(end.replace("Z", "+00:00")).timestamp()
+    return float(end)
+
+
 def items_of(body: bytes) -> list[dict[str, Any]]:
-    """The objects in a body, whether it is one or a batch."""
+    """The objects in a body, whether it is one, a batch, or spans."""
     found = json.loads(body)
+    if "resourceSpans" in found:
+        return steps_of(found)
     return list(found["items"]) if found.get("type") == "batch" else [found]
+
+
+# What a ledger's digest is made of, and the attribute of a span that has it.
+ATTRIBUTES = {
+    "step_id": "picostep.step_id",
+    "run_id": "picostep.run_id",
+    "completion_tokens": "gen_ai.usage.output_tokens",
+    "model_used": "gen_ai.response.model",
+    "prompt": "input.value",
+    "response": "output.value",
+    "tool_definitions": "gen_ai.tool.definitions",
+}
+
+
+def steps_of(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the spans of an OTLP/JSON request were recorded as, as far as `digest` asks."""
+    return [
+        _step_of(span)
+        for resource in request["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+
+
+def _step_of(span: Mapping[str, Any]) -> dict[str, Any]:
+    values = {item["key"]: next(iter(item["value"].values())) for item in span["attributes"]}
+    step = {field: values[name] for field, name in ATTRIBUTES.items() if name in values}
+    return {"type": span["name"], "end_time": int(span["endTimeUnixNano"]) / 1e9, **step}
 
 
 class Receiver:

@@ -1,0 +1,115 @@
+"""
+A server and its exporter in two containers, as docs/deploy has them.
+
+Each is in namespaces of its own (mounts, processes, IPC) and process 1 there, as a user without privileges,
+with a root that is read-only and 64 MB of /dev/shm; what they share is a file system of 64 MB in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from oracle import Host, Oracle, check_totals, environment, times, wait_for_no_rings
+from proxy import Proxy, passing, refuse
+from receiver import Receiver
+from support import clean_environment, wait_until
+
+Start = Callable[..., Host]
+
+USER = "1000"
+STEPS = times(300, 20_000)
+RING = 4 << 20  # less than the eighth of 64 MB that a ring may take, so that none is shed
+NAMESPACES = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc"]
+ENTER = f"""
+mount -t tmpfs -o size=64m tmpfs /dev/shm
+while [ "$1" != -- ]; do mount --bind "$1" "$1"; shift; done
+mount -o remount,bind,ro /
+exec setpriv --reuid {USER} --regid {USER} --clear-groups \\
+    --no-new-privs --bounding-set -all --inh-caps -all "$@"
+"""
+
+
+def container(*volumes: Path) -> list[str]:
+    """The command that runs another one in a container, which can write to its volumes only."""
+    return [*NAMESPACES, "sh", "-ec", ENTER, "container", *map(str, volumes), "--"]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with the volumes `rings` and `spool`."""
+    path = Path(tempfile.mkdtemp(prefix="picostep-sidecar-"))
+    path.chmod(0o755)
+    shared, spool = path / "rings", path / "spool"
+    for volume in (shared, spool):
+        volume.mkdir(mode=0o700)
+        os.chown(volume, int(USER), int(USER)) if os.geteuid() == 0 else pytest.skip("needs root")
+    size = f"size=64m,uid={USER},gid={USER},mode=0700"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", shared], capture_output=True).returncode:
+        pytest.skip("cannot mount")
+    try:
+        unprivileged = f'test "$(id -u)" = {USER} && ! touch {path}/x && touch {shared}/x && rm {shared}/x'
+        command = [*container(shared), sys.executable, "-c", "import os, sys; os.execvp('sh', sys.argv[1:])"]
+        tried = subprocess.run([*command, "sh", "-c", unprivileged], capture_output=True)
+        if tried.returncode:
+            pytest.skip(f"no namespaces, or no interpreter in them: {tried.stderr.decode()}")
+        yield path
+    finally:
+        subprocess.run(["umount", shared], check=True)
+        shutil.rmtree(path)
+
+
+@contextmanager
+def exporting(place: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The exporter's container; killed in the end."""
+    process = subprocess.Popen(
+        [*container(place / "rings", place / "spool"), sys.executable, "-m", "picostep", "export", "--json"],
+        env=clean_environment(**env, PICOSTEP_SPOOL=str(place / "spool")),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+
+
+@pytest.mark.timeout(300)
+def test_server_and_exporter_in_containers(place: Path, start_host: Start) -> None:
+    """Either is killed; the other one, or the next, delivers what was accepted. And told to end, it ends."""
+    with Receiver() as receiver, Proxy(receiver.port) as proxy:
+        oracle = Oracle(receiver)
+        env = environment(place / "rings", proxy.url, PYTHONPATH=os.pathsep.join(sys.path[1:]))
+        recording = {**env, "PICOSTEP_EXPORTER": "external", "PICOSTEP_RING_BYTES": str(RING)}
+
+        with exporting(place, env):
+            host = start_host(recording, "endless", 1, "mixed", 2, inside=container(place / "rings"))
+            host.wait_for_promise(STEPS, 60.0)
+            os.killpg(host.process.pid, signal.SIGKILL)
+            oracle.expect(host.kill())
+            oracle.check_nothing_lost()
+            proxy.set(refuse)
+            host = start_host(recording, "some", 2, "mixed", STEPS, inside=container(place / "rings"))
+            wait_until(lambda: [*(place / "spool").rglob("*.seg*")], 30.0, "records in the spool")
+        proxy.set(passing)
+        with exporting(place, env) as exporter:
+            oracle.expect(host.finish(120.0))
+            oracle.check_nothing_lost()
+            wait_for_no_rings(place / "rings")
+            children = Path(f"/proc/{exporter.pid}/task/{exporter.pid}/children").read_text()
+            os.kill(int(children), signal.SIGTERM)  # to process 1 of it
+            assert exporter.wait(20) == 0
+        counted = check_totals(place / "rings")
+        assert counted["accepted"] == len(oracle.digests), counted
+        print(f"\n{len(oracle.promised)} steps, 0 lost, {oracle.repeated()} came twice")
