@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from google.protobuf import json_format
 from hypothesis import given
@@ -179,7 +180,7 @@ def test_run() -> None:
     assert json.loads(values.pop("metadata")) == {
         "run_id": RUN_ID,
         "customer": "acme",
-        "n": 12345678901234567890123,
+        "n": "12345678901234567890123",
         "x": None,
     }
     assert values == {
@@ -391,9 +392,9 @@ def test_damaged_records_harm_no_other(ingest: Ingest, record: Record) -> None:
     assert ids(*ingest.requests) == ["a", "b"]
 
 
-def test_times_beyond_what_the_format_holds() -> None:
-    made = both([step(start_ns=-5, end_ns=-1)])[0].resource_spans[0].scope_spans[0].spans[0]
-    assert (made.start_time_unix_nano, made.end_time_unix_nano) == (0, 0)
+def test_times_beyond_what_receivers_hold() -> None:
+    made = both([step(start_ns=-5, end_ns=2**64)])[0].resource_spans[0].scope_spans[0].spans[0]
+    assert (made.start_time_unix_nano, made.end_time_unix_nano) == (0, 2**63 - 1)
 
 
 def test_json_is_as_receivers_want_it(ingest: Ingest) -> None:
@@ -414,6 +415,21 @@ def test_json_and_protobuf_say_the_same() -> None:
         one, other = both(FULL, content)
         assert one == other
         assert len(one.resource_spans[0].scope_spans[0].spans) == len(FULL)
+
+
+# What Phoenix parses as JSON, to keep what it finds.
+PARSED = {"metadata", "gen_ai.tool.call.arguments", "gen_ai.tool.definitions"}
+
+
+def stored(text: str) -> Any:
+    """What becomes of the text in a receiver that does that: it stores JSON by orjson, in PostgreSQL."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    kept = orjson.dumps(found)
+    assert b"\\u0000" not in kept
+    return found
 
 
 texts = st.text(st.characters(), max_size=20)
@@ -482,7 +498,9 @@ def test_any_text_is_sent_alike(records: list[Record], content: bool) -> None:
             expected = (
                 str(record["prompt"]).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
             )
-            assert values["input.value"] == expected
+            assert values["input.value"] == expected.replace("\0", "\ufffd")
+        for key in PARSED & values.keys():
+            stored(values[key])
 
 
 def test_a_long_text_goes_out_once() -> None:
@@ -517,12 +535,50 @@ def test_surrogates_and_nul_cost_no_other_span(ingest: Ingest, protocol: str) ->
     ]
     assert sink(ingest.url, protocol=protocol).deliver(records) == {}
     _, found, root = spans(*ingest.requests)
-    expected = "a\0\ufffdb\U0001f600\U0001f600"
+    expected = "a\ufffd\ufffdb\U0001f600\U0001f600"
     assert (found.name, found.status.message) == (f"chat {expected}", expected)
     values = attributes(found)
     assert (values["input.value"], values["picostep.step_id"]) == (expected, expected)
     assert values["llm.input_messages.0.message.content"] == expected
     assert json.loads(attributes(root)["metadata"]) == {"run_id": expected}
+
+
+BIG = "12345678901234567890123"
+DEEP = "[" * 300 + "]" * 300
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (f'{{"n":{2**63 - 1}, "u":"\\u00e4"}}', {"n": 2**63 - 1, "u": "ä"}),
+        (f'{{"n":{BIG},"m":-{BIG}}}', {"n": BIG, "m": f"-{BIG}"}),
+        ('{"a":"\\ud800","\\ud800":"\\ud83d\\ude00"}', {"a": "\ufffd", "\ufffd": "😀"}),
+        ('{"a\\u0000":"b\\u0000"}', {"a\ufffd": "b\ufffd"}),
+        (DEEP, DEEP),
+        ("[" * 2000, "[" * 2000),
+    ],
+    ids=["as it is", "integers", "surrogates", "NUL", "deep", "too deep to read"],
+)
+def test_json_that_receivers_parse_can_be_stored(value: str, expected: Any) -> None:
+    """Phoenix answers 200 and drops the span otherwise."""
+    found = span(tool_call(args=JSONText(value))).attributes
+    assert found["input.value"] == value
+    assert stored(str(found["gen_ai.tool.call.arguments"])) == expected
+
+
+def test_metadata_that_is_too_deep_is_a_text() -> None:
+    made = span(run(metadata=f'{{"deep":{DEEP},"n":1}}')).attributes
+    assert stored(str(made["metadata"])) == {"run_id": RUN_ID, "deep": DEEP, "n": 1}
+
+
+def test_messages_with_escapes_of_surrogates_are_messages() -> None:
+    """As a host writes those of an object."""
+    made = span(step(prompt=JSONText('[{"role":"user","content":"a\\ud800\\u0000"}]'))).attributes
+    assert json.loads(str(made["gen_ai.input.messages"])) == [
+        {"role": "user", "parts": [{"type": "text", "content": "a\ufffd\ufffd"}]}
+    ]
+    definitions = span(step(tool_definitions=JSONText('[{"name":"\\ud800"}]'))).attributes
+    assert stored(str(definitions["gen_ai.tool.definitions"])) == [{"name": "\ufffd"}]
 
 
 def test_content_off() -> None:

@@ -33,8 +33,9 @@ _STATUS = {0: OK, 2: ERROR}
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NIL = "0" * 32
 _INT64 = range(-(2**63), 2**63)
-_MOST_NS = 2**64 - 1
-_LEVELS = 400  # of JSON within JSON: what every supported Python can go down
+_MOST_NS = 2**63 - 1  # OTLP has twice that; who keeps times in 64 bits with a sign answers 500 to it
+_LEVELS = 200  # of JSON in JSON; who embeds it in more of it can hold 254
+_NUL = "\\u0000"  # in JSON
 _REPEATED = 400_000  # characters of a text that goes out by each of its names; a longer one by the first only
 
 
@@ -91,7 +92,7 @@ def span(record: Record, content: bool = True) -> Span:
             _check(value)
     trace_id, caller, flags = _context(record)
     of_run = _span_id("run", run_id)
-    return Span(
+    made = Span(
         trace_id,
         of_run if kind == "run" else _span_id(kind, run_id, own_id),
         caller if kind == "run" else of_run,
@@ -104,21 +105,32 @@ def span(record: Record, content: bool = True) -> Span:
         record.get("status_message", ""),
         flags,
     )
+    return repaired(made) if _has_nul(made) else made
 
 
 def repaired(made: Span) -> Span:
-    """Return the span with U+FFFD for each lone surrogate."""
+    """Return the span with U+FFFD for each lone surrogate and each NUL."""
     return made._replace(
-        name=well_formed(made.name),
-        message=well_formed(made.message),
+        name=_storable(made.name),
+        message=_storable(made.message),
         attributes={key: _repaired(value) for key, value in made.attributes.items()},
     )
 
 
 def _repaired(value: Value) -> Value:
     if isinstance(value, str):
-        return well_formed(value)
-    return [well_formed(item) for item in value] if isinstance(value, list) else value
+        return _storable(value)
+    return [_storable(item) for item in value] if isinstance(value, list) else value
+
+
+def _storable(text: str) -> str:
+    return well_formed(text).replace("\0", "\ufffd")
+
+
+def _has_nul(made: Span) -> bool:
+    """Whether there is a NUL, which PostgreSQL refuses: receivers that use it lose the span, or refuse it."""
+    texts = [value for value in made.attributes.values() if isinstance(value, str)]
+    return any("\0" in text for text in (made.name, made.message, *texts))  # lists repeat what is there
 
 
 def _check(value: Value) -> None:
@@ -179,7 +191,7 @@ def _run(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
             attributes["gen_ai.system_instructions"] = _dumps([_text_part(record["system_prompt"])])
         _messages_of(record, attributes, "user_prompt", "user", "input")
         _messages_of(record, attributes, "response", "assistant", "output")
-    attributes["metadata"] = _dumps(metadata)
+    attributes["metadata"] = _metadata(metadata)
     return "invoke_agent", "", attributes
 
 
@@ -225,6 +237,8 @@ def _tool_call(record: Record, content: bool) -> tuple[str, str, dict[str, Value
     }
     if content:
         _copy(record, attributes, _TOOL_CALL_TEXTS)
+        if "args" in record:
+            attributes["gen_ai.tool.call.arguments"] = _parsable(record["args"])
     return f"execute_tool {name}", call_id, attributes
 
 
@@ -299,7 +313,8 @@ def _texts_of_step(record: Record, attributes: dict[str, Value]) -> None:
                 attributes[f"{key}.content"] = text
     definitions = record.get("tool_definitions")
     if definitions is not None:
-        attributes["gen_ai.tool.definitions"] = definitions
+        escaped = "\\u" in definitions  # only lone surrogates do harm here
+        attributes["gen_ai.tool.definitions"] = _parsable(definitions) if escaped else definitions
         tools = _parsed(definitions) if len(definitions) <= _REPEATED else None
         for number, tool in enumerate(tools if isinstance(tools, list) else ()):
             with suppress(RecursionError):
@@ -346,7 +361,41 @@ def _parsed(text: str) -> Any:
     try:
         return orjson.loads(well_formed(text))
     except ValueError:
+        pass
+    try:
+        return json.loads(text) if "\\u" in text else None  # has escapes of lone surrogates, perhaps
+    except (ValueError, RecursionError):
         return None
+
+
+def _parsable(text: str) -> str:
+    """
+    Return a text that may be parsed as JSON, and what is found be stored.
+
+    Receivers parse the arguments and definitions of tools, and lose the span if they then find an integer,
+    a character or a depth that they cannot store.
+    """
+    if text[:1] not in ("[", "{"):
+        return text
+    try:
+        value = json.loads(text)  # exact, unlike orjson
+        with suppress(TypeError):
+            if _NUL.encode() not in orjson.dumps(value):
+                return text
+        return _dumps(value)
+    except ValueError:
+        return text
+    except RecursionError:
+        return _dumps(text)
+
+
+def _metadata(fields: dict[str, Any]) -> str:
+    """Return metadata as JSON; of values that are too deep for some reader, the text."""
+    try:
+        return _dumps(fields)
+    except RecursionError:
+        nested = {key: value for key, value in fields.items() if isinstance(value, dict | list)}
+        return _dumps({**fields, **{key: json.dumps(value) for key, value in nested.items()}})
 
 
 def _is_message(value: Any) -> bool:
@@ -398,20 +447,30 @@ def _text_part(text: str) -> dict[str, Any]:
 
 
 def _dumps(value: Any) -> str:
-    """Return a value as JSON in which there is nothing that UTF-8 or JSON cannot hold."""
+    """
+    Return a value as JSON that any receiver can read and store what it has read.
+
+    Raises:
+        RecursionError: It has too many levels.
+    """
     try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # lone surrogates, an integer beyond 64 bits, more than 254 levels
-        return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+        made = orjson.dumps(value, option=orjson.OPT_STRICT_INTEGER).decode()
+    except TypeError:  # lone surrogates, an integer beyond 53 bits, more than 254 levels
+        made = _NUL
+    if _NUL not in made:
+        return made
+    return json.dumps(_plain(value, _LEVELS), ensure_ascii=False, separators=(",", ":"))
 
 
-def _plain(value: Any, levels: int = _LEVELS) -> Any:
+def _plain(value: Any, levels: int) -> Any:
     if isinstance(value, str):
-        return well_formed(value)
-    if not levels:
+        return _storable(value)
+    if isinstance(value, dict | list) and not levels:
         raise RecursionError
     if isinstance(value, dict):
-        return {well_formed(key): _plain(item, levels - 1) for key, item in value.items()}
+        return {_storable(key): _plain(item, levels - 1) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item, levels - 1) for item in value]
+    if isinstance(value, int) and value not in _INT64:
+        return str(value)  # all its digits
     return None if isinstance(value, float) and not isfinite(value) else value
