@@ -315,7 +315,7 @@ def status(directory: str | None, as_json: bool, log: int) -> None:
 @click.option(
     "-i",
     "--interval",
-    type=click.FloatRange(0.1, 3600),
+    type=click.FloatRange(0.1, 30),  # exporters count for 60 s after a look
     metavar="SECONDS",
     default=2.0,
     show_default=True,
