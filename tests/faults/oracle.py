@@ -22,7 +22,7 @@ import pytest
 from picostep import ringdir
 from picostep._ring import RingReader
 from receiver import Arrival, arrivals
-from support import Ingest, clean_environment, exporters, wait_until
+from support import Request, clean_environment, exporters, wait_until
 from workload import balanced
 
 CAMPAIGN = os.environ.get("PICOSTEP_CAMPAIGN") == "1"
@@ -192,9 +192,9 @@ class Host:
 
 
 class Source(Protocol):
-    """Where steps arrive, beside an ingest: `Receiver`, or Kafka."""
+    """Where steps arrive: `Ingest`, `Receiver`, Kafka."""
 
-    def take(self) -> list[Arrival]: ...
+    def take(self) -> list[Request] | list[Arrival]: ...
 
 
 class Oracle:
@@ -208,7 +208,7 @@ class Oracle:
         ages: Of all arrivals, in their order.
     """
 
-    def __init__(self, ingest: Ingest | Source) -> None:
+    def __init__(self, ingest: Source) -> None:
         self._ingest = ingest
         self._lock = threading.RLock()
         self._requests = 0
@@ -243,12 +243,12 @@ class Oracle:
                 self._last_requests[arrival.connection] = arrival.request
 
     def _take(self) -> Iterator[Arrival]:
-        if not isinstance(self._ingest, Ingest):
-            yield from self._ingest.take()
-            return
-        for request in self._ingest.take():
+        for taken in self._ingest.take():
+            if isinstance(taken, Arrival):
+                yield taken
+                continue
             self._requests += 1
-            yield from arrivals(request.items(), request.connection, self._requests)
+            yield from arrivals(taken.items(), taken.connection, self._requests)
 
     def missing(self) -> set[str]:
         self.collect()

@@ -244,7 +244,7 @@ def check(server: Server, ledger: Path, ingest: Ingest, ring_base: Path, at_impo
     assert len(found.promised) == len(server.answers)
     assert len(found.intended) >= len(found.promised) + at_import
     steps = Steps(ingest)
-    arrived = Oracle(steps)  # type: ignore[arg-type]
+    arrived = Oracle(steps)
     arrived.expect(found)
     arrived.check_nothing_lost()
     wait_for_no_rings(ring_base)
