@@ -315,14 +315,16 @@ def _messages_of(
     text = record.get(field)
     if text is None:
         return []
-    messages, attributes[f"gen_ai.{side}.messages"] = _messages(text, role)
+    # The conventions demand a reason of every output; receivers that check do not show messages without.
+    more = {"finish_reason": record.get("finish_reason", "")} if side == "output" else {}
+    messages, attributes[f"gen_ai.{side}.messages"] = _messages(text, role, more)
     if len(text) > _REPEATED:
         return []
     attributes[f"{side}.value"] = text
     return messages
 
 
-def _messages(text: str, role: str) -> tuple[list[dict[str, Any]], str]:
+def _messages(text: str, role: str, more: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
     """
     Return messages in the form of the conventions (`role` and `parts`), and the JSON of them.
 
@@ -330,14 +332,16 @@ def _messages(text: str, role: str) -> tuple[list[dict[str, Any]], str]:
         text: The messages of a provider as JSON (one, or a list of them), or just a text.
 
         role: Whose the text is.
+
+        more: Goes into each message.
     """
     found = _parsed(text)
     listed = [found] if isinstance(found, dict) else found
     if isinstance(listed, list) and listed and all(_is_message(each) for each in listed):
-        messages = [{"role": each["role"], "parts": _parts(each)} for each in listed]
+        messages = [{"role": each["role"], "parts": _parts(each), **more} for each in listed]
         with suppress(RecursionError):  # too deep to be taken apart: a text like any other
             return messages, _dumps(messages)
-    messages = [{"role": role, "parts": [_text_part(text)]}]
+    messages = [{"role": role, "parts": [_text_part(text)], **more}]
     return messages, _dumps(messages)
 
 
