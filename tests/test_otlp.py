@@ -431,7 +431,7 @@ def stored(text: str) -> Any:
         found = json.loads(text)
     except ValueError:
         return text
-    kept = orjson.dumps(found)
+    kept = orjson.dumps({"tool": {"parameters": found}})
     assert b"\\u0000" not in kept
     return found
 
@@ -559,9 +559,10 @@ DEEP = "[" * 300 + "]" * 300
         ('{"a":"\\ud800","\\ud800":"\\ud83d\\ude00"}', {"a": "\ufffd", "\ufffd": "😀"}),
         ('{"a\\u0000":"b\\u0000"}', {"a\ufffd": "b\ufffd"}),
         (DEEP, DEEP),
+        ("[" * 253 + "]" * 253, "[" * 253 + "]" * 253),
         ("[" * 2000, "[" * 2000),
     ],
-    ids=["as it is", "integers", "surrogates", "NUL", "deep", "too deep to read"],
+    ids=["as it is", "integers", "surrogates", "NUL", "deep", "a little too deep", "too deep to read"],
 )
 def test_json_that_receivers_parse_can_be_stored(value: str, expected: Any) -> None:
     """Phoenix answers 200 and drops the span otherwise."""

@@ -34,7 +34,7 @@ _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NIL = "0" * 32
 _INT64 = range(-(2**63), 2**63)
 _MOST_NS = 2**63 - 1  # OTLP has twice that; who keeps times in 64 bits with a sign answers 500 to it
-_LEVELS = 200  # of JSON in JSON; who embeds it in more of it can hold 254
+_LEVELS = 200  # of JSON that is rewritten; orjson, in receivers too, can write 254
 _NUL = "\\u0000"  # in JSON
 _REPEATED = 400_000  # characters of a text that goes out by each of its names; a longer one by the first only
 
@@ -84,9 +84,13 @@ def span(record: Record, content: bool = True) -> Span:
     for mark in ("shed", "shortened", "withheld"):
         if mark in record:
             attributes[f"picostep.{mark}"] = True
+    message = record.get("status_message", "")
+    has_nul = "\0" in message  # PostgreSQL refuses it: receivers that use it lose the span, or refuse it
     for value in attributes.values():
         if not isinstance(value, str):
             _check(value)
+        elif "\0" in value:  # the name and the list have nothing that is not here, too
+            has_nul = True
     root = _span_id("run", run_id)
     made = Span(
         _trace_id(run_id),
@@ -98,9 +102,9 @@ def span(record: Record, content: bool = True) -> Span:
         min(max(record["end_ns"], 0), _MOST_NS),
         attributes,
         status,
-        record.get("status_message", ""),
+        message,
     )
-    return repaired(made) if _has_nul(made) else made
+    return repaired(made) if has_nul else made
 
 
 def repaired(made: Span) -> Span:
@@ -120,12 +124,6 @@ def _repaired(value: Value) -> Value:
 
 def _storable(text: str) -> str:
     return well_formed(text).replace("\0", "\ufffd")
-
-
-def _has_nul(made: Span) -> bool:
-    """Whether there is a NUL, which PostgreSQL refuses: receivers that use it lose the span, or refuse it."""
-    texts = [value for value in made.attributes.values() if isinstance(value, str)]
-    return any("\0" in text for text in (made.name, made.message, *texts))  # lists repeat what is there
 
 
 def _check(value: Value) -> None:
@@ -371,9 +369,9 @@ def _parsable(text: str) -> str:
     try:
         value = json.loads(text)  # exact, unlike orjson
         with suppress(TypeError):
-            if _NUL.encode() not in orjson.dumps(value):
+            if _NUL.encode() not in orjson.dumps([[value]]):  # as deep as a receiver puts it
                 return text
-        return _dumps(value)
+        return _dumps([[value]])[2:-2]
     except ValueError:
         return text
     except RecursionError:
@@ -383,7 +381,7 @@ def _parsable(text: str) -> str:
 def _metadata(fields: dict[str, Any]) -> str:
     """Return metadata as JSON; of values that are too deep for some reader, the text."""
     try:
-        return _dumps(fields)
+        return _dumps([[fields]])[2:-2]  # as deep as a receiver puts it
     except RecursionError:
         nested = {key: value for key, value in fields.items() if isinstance(value, dict | list)}
         return _dumps({**fields, **{key: json.dumps(value) for key, value in nested.items()}})
