@@ -190,7 +190,9 @@ def test_run() -> None:
         "gen_ai.input.messages": (
             '[{"role":"user","parts":[{"type":"text","content":"What is the weather?"}]}]'
         ),
-        "gen_ai.output.messages": '[{"role":"assistant","parts":[{"type":"text","content":"It rains."}]}]',
+        "gen_ai.output.messages": (
+            '[{"role":"assistant","parts":[{"type":"text","content":"It rains."}],"finish_reason":""}]'
+        ),
         "openinference.span.kind": "AGENT",
         "session.id": "chat-42",
         "input.value": "What is the weather?",
@@ -221,7 +223,9 @@ def test_step() -> None:
             '[{"role":"system","parts":[{"type":"text","content":"Be brief."}]},'
             '{"role":"user","parts":[{"type":"text","content":"Hi"}]}]'
         ),
-        "gen_ai.output.messages": '[{"role":"assistant","parts":[{"type":"text","content":"It rains."}]}]',
+        "gen_ai.output.messages": (
+            '[{"role":"assistant","parts":[{"type":"text","content":"It rains."}],"finish_reason":"stop"}]'
+        ),
         "gen_ai.tool.definitions": '[{"name":"get_weather"}]',
         "openinference.span.kind": "LLM",
         "llm.model_name": "gpt-4o-2024-08-06",
@@ -427,7 +431,7 @@ def stored(text: str) -> Any:
         found = json.loads(text)
     except ValueError:
         return text
-    kept = orjson.dumps(found)
+    kept = orjson.dumps({"tool": {"parameters": found}})
     assert b"\\u0000" not in kept
     return found
 
@@ -555,9 +559,10 @@ DEEP = "[" * 300 + "]" * 300
         ('{"a":"\\ud800","\\ud800":"\\ud83d\\ude00"}', {"a": "\ufffd", "\ufffd": "😀"}),
         ('{"a\\u0000":"b\\u0000"}', {"a\ufffd": "b\ufffd"}),
         (DEEP, DEEP),
+        ("[" * 253 + "]" * 253, "[" * 253 + "]" * 253),
         ("[" * 2000, "[" * 2000),
     ],
-    ids=["as it is", "integers", "surrogates", "NUL", "deep", "too deep to read"],
+    ids=["as it is", "integers", "surrogates", "NUL", "deep", "a little too deep", "too deep to read"],
 )
 def test_json_that_receivers_parse_can_be_stored(value: str, expected: Any) -> None:
     """Phoenix answers 200 and drops the span otherwise."""
@@ -710,7 +715,10 @@ def test_later(ingest: Ingest, status: int, after: float | None) -> None:
     assert len(ingest.requests) == 1
 
 
-def test_no_answer() -> None:
+def test_no_answer(ingest: Ingest) -> None:
+    ingest.script(Reply(drop=True))
+    with pytest.raises(RetryLater, match="connection lost"):
+        sink(ingest.url).deliver([step()])
     with talkative(b"rubbish\r\n\r\n") as url, pytest.raises(RetryLater, match="connection lost"):
         sink(url).deliver([step()])
     with pytest.raises(RetryLater, match="ECONNREFUSED"):

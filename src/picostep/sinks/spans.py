@@ -34,7 +34,7 @@ _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NIL = "0" * 32
 _INT64 = range(-(2**63), 2**63)
 _MOST_NS = 2**63 - 1  # OTLP has twice that; who keeps times in 64 bits with a sign answers 500 to it
-_LEVELS = 200  # of JSON in JSON; who embeds it in more of it can hold 254
+_LEVELS = 200  # of JSON that is rewritten; orjson, in receivers too, can write 254
 _NUL = "\\u0000"  # in JSON
 _REPEATED = 400_000  # characters of a text that goes out by each of its names; a longer one by the first only
 
@@ -87,9 +87,13 @@ def span(record: Record, content: bool = True) -> Span:
     for mark in ("shed", "shortened", "withheld"):
         if mark in record:
             attributes[f"picostep.{mark}"] = True
+    message = record.get("status_message", "")
+    has_nul = "\0" in message  # PostgreSQL refuses it: receivers that use it lose the span, or refuse it
     for value in attributes.values():
         if not isinstance(value, str):
             _check(value)
+        elif "\0" in value:  # the name and the list have nothing that is not here, too
+            has_nul = True
     trace_id, caller, flags = _context(record)
     of_run = _span_id("run", run_id)
     made = Span(
@@ -102,10 +106,10 @@ def span(record: Record, content: bool = True) -> Span:
         min(max(record["end_ns"], 0), _MOST_NS),
         attributes,
         status,
-        record.get("status_message", ""),
+        message,
         flags,
     )
-    return repaired(made) if _has_nul(made) else made
+    return repaired(made) if has_nul else made
 
 
 def repaired(made: Span) -> Span:
@@ -125,12 +129,6 @@ def _repaired(value: Value) -> Value:
 
 def _storable(text: str) -> str:
     return well_formed(text).replace("\0", "\ufffd")
-
-
-def _has_nul(made: Span) -> bool:
-    """Whether there is a NUL, which PostgreSQL refuses: receivers that use it lose the span, or refuse it."""
-    texts = [value for value in made.attributes.values() if isinstance(value, str)]
-    return any("\0" in text for text in (made.name, made.message, *texts))  # lists repeat what is there
 
 
 def _check(value: Value) -> None:
@@ -328,14 +326,16 @@ def _messages_of(
     text = record.get(field)
     if text is None:
         return []
-    messages, attributes[f"gen_ai.{side}.messages"] = _messages(text, role)
+    # The conventions demand a reason of every output; receivers that check do not show messages without.
+    more = {"finish_reason": record.get("finish_reason", "")} if side == "output" else {}
+    messages, attributes[f"gen_ai.{side}.messages"] = _messages(text, role, more)
     if len(text) > _REPEATED:
         return []
     attributes[f"{side}.value"] = text
     return messages
 
 
-def _messages(text: str, role: str) -> tuple[list[dict[str, Any]], str]:
+def _messages(text: str, role: str, more: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
     """
     Return messages in the form of the conventions (`role` and `parts`), and the JSON of them.
 
@@ -343,14 +343,16 @@ def _messages(text: str, role: str) -> tuple[list[dict[str, Any]], str]:
         text: The messages of a provider as JSON (one, or a list of them), or just a text.
 
         role: Whose the text is.
+
+        more: Goes into each message.
     """
     found = _parsed(text)
     listed = [found] if isinstance(found, dict) else found
     if isinstance(listed, list) and listed and all(_is_message(each) for each in listed):
-        messages = [{"role": each["role"], "parts": _parts(each)} for each in listed]
+        messages = [{"role": each["role"], "parts": _parts(each), **more} for each in listed]
         with suppress(RecursionError):  # too deep to be taken apart: a text like any other
             return messages, _dumps(messages)
-    messages = [{"role": role, "parts": [_text_part(text)]}]
+    messages = [{"role": role, "parts": [_text_part(text)], **more}]
     return messages, _dumps(messages)
 
 
@@ -380,9 +382,9 @@ def _parsable(text: str) -> str:
     try:
         value = json.loads(text)  # exact, unlike orjson
         with suppress(TypeError):
-            if _NUL.encode() not in orjson.dumps(value):
+            if _NUL.encode() not in orjson.dumps([[value]]):  # as deep as a receiver puts it
                 return text
-        return _dumps(value)
+        return _dumps([[value]])[2:-2]
     except ValueError:
         return text
     except RecursionError:
@@ -392,7 +394,7 @@ def _parsable(text: str) -> str:
 def _metadata(fields: dict[str, Any]) -> str:
     """Return metadata as JSON; of values that are too deep for some reader, the text."""
     try:
-        return _dumps(fields)
+        return _dumps([[fields]])[2:-2]  # as deep as a receiver puts it
     except RecursionError:
         nested = {key: value for key, value in fields.items() if isinstance(value, dict | list)}
         return _dumps({**fields, **{key: json.dumps(value) for key, value in nested.items()}})
