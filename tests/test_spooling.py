@@ -160,6 +160,21 @@ def test_slow_sink_holds_up_no_other(rig: Rig, base: Path) -> None:
     assert good.taken == [*range(100)]
 
 
+def test_slower_sink_does_not_set_the_pace(rig: Rig, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is never late enough to be spooled for that, and takes less than comes: the other is ahead of it."""
+    monkeypatch.setattr(channel, "PATIENCE", 60.0)
+    monkeypatch.setattr(channel, "LITTLE_PATIENCE", 0.01)
+    quick, slow = Taker(), Taker()
+    slow.trouble = lambda records: time.sleep(0.03)
+    with exporting(rig, base, slow, quick, batch_bytes=4096):
+        record_some(600)
+        wait_until(lambda: len(quick.taken) == 600, 10.0)
+        behind = len(slow.taken)
+        settle(rig, in_ring=0, in_spool=0, delivered=600)
+    assert behind < 300
+    assert quick.taken == slow.taken == [*range(600)]
+
+
 def test_taken_after_it_was_spooled(rig: Rig, base: Path) -> None:
     """A request that was merely slow: what it brought over leaves the spool, and is not sent again."""
     sink, release = Taker(), threading.Event()

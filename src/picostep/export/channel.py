@@ -26,7 +26,7 @@ __all__ = ["Channel", "Delivery"]
 
 IN_FLIGHT = 2  # batches: one is delivered while the next is read
 PATIENCE = 1.0  # seconds that a batch waits for its sink before it is spooled …
-LITTLE_PATIENCE = 0.1  # … and while rings are filling up
+LITTLE_PATIENCE = 0.1  # … and while rings are filling up or another sink could have more
 UNREADABLE_AGAIN = 1.0  # seconds until the spool is read again after an error
 ADOPT_EVERY = 60.0  # seconds between looks for what other exporters have left
 
@@ -147,6 +147,11 @@ class Channel:
         return not self._queue and not self.spool
 
     @property
+    def waits(self) -> bool:
+        """Whether the sink works, and has nothing to do."""
+        return self.idle and not self.trouble
+
+    @property
     def trouble(self) -> str:
         """Why nothing is delivered, or spooled; "" if all is well."""
         return self._outlet.trouble or (self.spool.trouble if self.spool is not None else "")
@@ -164,7 +169,7 @@ class Channel:
         Do what is due: move to the spool what has waited too long, sync, take over what others have left.
 
         Args:
-            hurry: Rings are filling up.
+            hurry: Rings are filling up, or another sink waits for this one.
         """
         if self.failure is not None:
             raise self.failure

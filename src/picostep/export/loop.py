@@ -189,7 +189,7 @@ class Exporter:
         """Do what can be done now, with a new batch or without."""
         if batch:
             self._ledger.add(batch, [channel.offer(batch) for channel in self._channels])
-        hurry = any(inbox.crowded for inbox in self._inboxes)
+        hurry = any(inbox.crowded for inbox in self._inboxes) or self._held_up()
         for channel in self._channels:
             channel.tend(hurry=hurry)
         self._ledger.update()
@@ -213,6 +213,14 @@ class Exporter:
         for inbox in self._inboxes:
             inbox.fill(batch)
         return batch
+
+    def _held_up(self) -> bool:
+        """Whether a sink has nothing to do while a whole batch waits until another one has room."""
+        return (
+            any(channel.waits for channel in self._channels)
+            and not all(channel.has_room for channel in self._channels)
+            and any(inbox.backlog >= self._batch_bytes for inbox in self._inboxes)
+        )
 
     def _wait(self, pause: float) -> None:
         if self._ledger.idle:
