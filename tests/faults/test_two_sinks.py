@@ -17,7 +17,8 @@ Stage = Callable[..., Scenario]
 
 RATE = 150  # steps a second
 DEATHS: Sequence[Fault] = (refuse, hang, status(503))
-SECONDS = times(12.0, 3600.0)  # of all of them
+SECONDS = times(6.0, 3600.0)  # of all of them
+GIVES_UP = times("1000", "10000")  # milliseconds
 DRAIN = times(90.0, 900.0)  # a pause between two attempts may be a minute
 # Seconds after which a step has come to the sink that works, less than one death lasts. One is due while the
 # first batches wait for the dead sink, then a quarter between two frames of its spool.
@@ -36,6 +37,7 @@ def test_one_sink_dead_for_long(stage: Stage, healthy: Receiver) -> None:
     """The host does not notice it, the other sink hardly; nothing grows, and it gets everything."""
     scenario = stage(PICOSTEP_SPOOL_BYTES=str(4 << 30))
     scenario.env |= {"TCC_URL": healthy.url, "PICOSTEP_TO": f"tcc,otlp:{scenario.proxy.url}"}
+    scenario.env["OTEL_EXPORTER_OTLP_TIMEOUT"] = GIVES_UP
     alive = Oracle(healthy)
     host = scenario.host("paced", 1, "kilobyte", RATE, 2 * SECONDS + 60, 60)
     host.wait_for_promise(3 * RATE)
