@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -478,7 +480,7 @@ def test_nobody_to_ask(ring_base: Path) -> None:
 def test_on_a_terminal(settings: dict[str, str]) -> None:
     """It waits for an exporter, follows what comes, and leaves the terminal as it was."""
     main, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 100))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     before = termios.tcgetattr(terminal)
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
     process = command(settings | {"TERM": "xterm"}, "-i", "0.2", start_new_session=True, **streams)

@@ -34,10 +34,11 @@ SUPPORTED = [(3, minor) for minor in range(10, 15)]
 TOO_OLD = (3, 9)
 QUICK = ["tests/test_import.py", "tests/test_records.py", "tests/test_sinks.py"]
 
-CEILING = 640 * 1024
+CEILING = 672 * 1024
 """
-Bytes of a wheel. It has 543 KiB: 322 KiB of it are four compiled modules, 51 KiB the price table. The rest is
-room for some features, and not for a second copy of anything, nor for the debug data of any one module.
+Bytes of a wheel. It has 628 KiB: 363 KiB of it are five compiled modules, 51 KiB the price table, 24 KiB what
+came with metrics. The rest is room for some features, and not for a second copy of anything, nor for the
+debug data of any one module.
 """
 
 OLDEST_GLIBC = (2, 17)
