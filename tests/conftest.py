@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name.startswith(OURS) and name not in ("PICOSTEP_CAMPAIGN", "PICOSTEP_SEED"):
             del os.environ[name]
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background; hosts that get one inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
