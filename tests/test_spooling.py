@@ -161,7 +161,7 @@ def test_slow_sink_holds_up_no_other(rig: Rig, base: Path) -> None:
 
 
 def test_slower_sink_does_not_set_the_pace(rig: Rig, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is never late enough to be spooled for that, and takes less than comes: the other is ahead of it."""
+    """One is never so late that it is spooled, and takes less than comes: the other is ahead of it."""
     monkeypatch.setattr(channel, "PATIENCE", 60.0)
     monkeypatch.setattr(channel, "LITTLE_PATIENCE", 0.01)
     quick, slow = Taker(), Taker()
