@@ -377,10 +377,8 @@ def _parsable(text: str) -> str:
     Receivers parse the arguments and definitions of tools, and lose the span if they then find an integer,
     a character or a depth that they cannot store.
     """
-    if text[:1] not in ("[", "{"):
-        return text
     try:
-        value = json.loads(text)  # exact, unlike orjson
+        value = json.loads(text)  # exact, unlike orjson; what is no JSON is found to be none at once
         with suppress(TypeError):
             if _NUL.encode() not in orjson.dumps([[value]]):  # as deep as a receiver puts it
                 return text
