@@ -103,3 +103,14 @@ def ring_base(clean_env: pytest.MonkeyPatch) -> Iterator[Path]:
     with ring_directory() as path:
         clean_env.setenv("PICOSTEP_DIR", str(path))
         yield path
+
+
+@pytest.fixture
+def otlp_host(ring_base: Path, ingest: Ingest, tmp_path: Path) -> dict[str, str]:
+    """The settings of a host that sends to `ingest` by OTLP."""
+    return {
+        "PICOSTEP_DIR": str(ring_base),
+        "PICOSTEP_TO": f"otlp:{ingest.url}",
+        "PICOSTEP_SPOOL": str(tmp_path / "spool"),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+    }

@@ -925,26 +925,15 @@ print(json.dumps(picostep.stats()))
 )
 
 
-@pytest.fixture
-def host(ring_base: Path, ingest: Ingest, tmp_path: Path) -> dict[str, str]:
-    """The settings of a host that sends to `ingest`."""
-    return {
-        "PICOSTEP_DIR": str(ring_base),
-        "PICOSTEP_TO": f"otlp:{ingest.url}",
-        "PICOSTEP_SPOOL": str(tmp_path / "spool"),
-        "XDG_STATE_HOME": str(tmp_path / "state"),
-    }
-
-
 def balanced(stats: dict[str, Any]) -> bool:
     dropped = sum(stats["dropped"].values())
     return bool(stats["accepted"] == stats["delivered"] + stats["in_ring"] + stats["in_spool"] + dropped)
 
 
-def test_one_bad_span_costs_no_other(host: dict[str, str], ingest: Ingest, tmp_path: Path) -> None:
+def test_one_bad_span_costs_no_other(otlp_host: dict[str, str], ingest: Ingest, tmp_path: Path) -> None:
     """The receiver refuses whole batches for the sake of one span."""
     ingest.default = lambda request: Reply(status=400 if b"prompt 13" in request.body else 200)
-    stats = json.loads(run_python(DELIVERED, host, args=("40",)).stdout)
+    stats = json.loads(run_python(DELIVERED, otlp_host, args=("40",)).stdout)
     assert (stats["accepted"], stats["delivered"], stats["dropped"]["rejected"]) == (41, 40, 1)
     assert balanced(stats)
     taken = {name for each in ingest.requests if b"prompt 13" not in each.body for name in ids(each)}
@@ -953,9 +942,9 @@ def test_one_bad_span_costs_no_other(host: dict[str, str], ingest: Ingest, tmp_p
     assert [json.loads(line)["record"]["step_id"] for line in letters.read_text().splitlines()] == ["s13"]
 
 
-def test_too_large_is_halved(host: dict[str, str], ingest: Ingest) -> None:
+def test_too_large_is_halved(otlp_host: dict[str, str], ingest: Ingest) -> None:
     ingest.default = lambda request: Reply(status=413 if len(ids(request)) > 5 else 200)
-    stats = json.loads(run_python(DELIVERED, host, args=("40",)).stdout)
+    stats = json.loads(run_python(DELIVERED, otlp_host, args=("40",)).stdout)
     assert (stats["delivered"], balanced(stats)) == (41, True)
     assert {name for each in ingest.requests for name in ids(each)} == {
         "invoke_agent",
@@ -963,11 +952,11 @@ def test_too_large_is_halved(host: dict[str, str], ingest: Ingest) -> None:
     }
 
 
-def test_partial_success_is_counted(host: dict[str, str], ingest: Ingest, tmp_path: Path) -> None:
+def test_partial_success_is_counted(otlp_host: dict[str, str], ingest: Ingest, tmp_path: Path) -> None:
     """Each answer says that one span was refused, not which: no dead letter but where it was alone."""
     ingest.default = Reply(body=b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"prompt 3"}}')
-    host |= {"PICOSTEP_BATCH_RECORDS": "4"}
-    stats = json.loads(run_python(DELIVERED, host, args=("39",)).stdout)
+    otlp_host |= {"PICOSTEP_BATCH_RECORDS": "4"}
+    stats = json.loads(run_python(DELIVERED, otlp_host, args=("39",)).stdout)
     requests = ingest.requests
     assert stats["dropped"]["rejected"] == len(requests) < 40
     assert (stats["delivered"], balanced(stats)) == (40 - len(requests), True)
@@ -978,7 +967,9 @@ def test_partial_success_is_counted(host: dict[str, str], ingest: Ingest, tmp_pa
     assert [letter.get("step_id", "invoke_agent") for letter in letters] == alone
 
 
-def test_a_run_whose_host_is_killed_is_the_parent_of_its_steps(host: dict[str, str], ingest: Ingest) -> None:
+def test_a_run_whose_host_is_killed_is_the_parent_of_its_steps(
+    otlp_host: dict[str, str], ingest: Ingest
+) -> None:
     """Steps come in batches of their own; the exporter sends the run when its process is gone."""
     code = (
         STEPS
@@ -987,7 +978,7 @@ assert picostep.flush(20)
 os.kill(os.getpid(), 9)
 """
     )
-    done = run_python(code, host | {"PICOSTEP_BATCH_RECORDS": "3"}, args=("7",), check=False)
+    done = run_python(code, otlp_host | {"PICOSTEP_BATCH_RECORDS": "3"}, args=("7",), check=False)
     assert done.returncode == -signal.SIGKILL
     wait_until(lambda: "invoke_agent" in [each.name for each in spans(*ingest.requests)], 20, "the run")
     found = spans(*ingest.requests)
@@ -1000,9 +991,9 @@ os.kill(os.getpid(), 9)
     assert root.trace_id.hex() == attributes(root)["picostep.run_id"].replace("-", "")
 
 
-def test_sent_again_after_503(host: dict[str, str], ingest: Ingest) -> None:
+def test_sent_again_after_503(otlp_host: dict[str, str], ingest: Ingest) -> None:
     ingest.script(Reply(status=503, headers={"Retry-After": "1"}))
-    stats = json.loads(run_python(DELIVERED, host, args=("3",)).stdout)
+    stats = json.loads(run_python(DELIVERED, otlp_host, args=("3",)).stdout)
     assert (stats["delivered"], balanced(stats)) == (4, True)
     first, second = ingest.requests[:2]
     assert second.at - first.at >= 1.0
@@ -1010,15 +1001,15 @@ def test_sent_again_after_503(host: dict[str, str], ingest: Ingest) -> None:
     assert again == {each.span_id for each in spans(first)}
 
 
-def test_content_off_by_the_environment(host: dict[str, str], ingest: Ingest) -> None:
-    run_python(DELIVERED, host | {"PICOSTEP_OTLP_CONTENT": "off"}, args=("3",))
+def test_content_off_by_the_environment(otlp_host: dict[str, str], ingest: Ingest) -> None:
+    run_python(DELIVERED, otlp_host | {"PICOSTEP_OTLP_CONTENT": "off"}, args=("3",))
     assert len(spans(*ingest.requests)) == 4
     assert not any(b"canary" in each.body or b"prompt 1" in each.body for each in ingest.requests)
 
 
-def test_hosts_that_do_not_use_the_sink_load_nothing_of_it(host: dict[str, str], ingest: Ingest) -> None:
+def test_hosts_that_do_not_use_the_sink_load_nothing_of_it(otlp_host: dict[str, str], ingest: Ingest) -> None:
     code = DELIVERED + "print([name for name in sys.modules if name.startswith(('google', 'opentelemetry'))])"
-    ends = run_python(code, host | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, args=("1",)).stdout
+    ends = run_python(code, otlp_host | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, args=("1",)).stdout
     assert ends.endswith("[]\n")
     assert {each.headers["content-type"] for each in ingest.requests} == {"application/x-protobuf"}
     assert len(spans(*ingest.requests)) == 2

@@ -314,17 +314,6 @@ assert picostep.flush(20)
 """
 
 
-@pytest.fixture
-def host(ring_base: Path, ingest: Ingest, tmp_path: Path) -> dict[str, str]:
-    """The settings of a host that sends to `ingest`."""
-    return {
-        "PICOSTEP_DIR": str(ring_base),
-        "PICOSTEP_TO": f"otlp:{ingest.url}",
-        "PICOSTEP_SPOOL": str(tmp_path / "spool"),
-        "XDG_STATE_HOME": str(tmp_path / "state"),
-    }
-
-
 def tree(found: list[Span]) -> dict[str, str]:
     """The name of each span, and that of its parent; fails if they are not in one trace."""
     assert len({each.trace_id for each in found}) == 1
@@ -337,8 +326,10 @@ def tree(found: list[Span]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("batch", ["512", "1"])
-def test_one_tree_with_the_spans_of_opentelemetry(host: dict[str, str], ingest: Ingest, batch: str) -> None:
-    run_python(SERVER, host | {"PICOSTEP_BATCH_RECORDS": batch}, args=(ingest.url,))
+def test_one_tree_with_the_spans_of_opentelemetry(
+    otlp_host: dict[str, str], ingest: Ingest, batch: str
+) -> None:
+    run_python(SERVER, otlp_host | {"PICOSTEP_BATCH_RECORDS": batch}, args=(ingest.url,))
     found = spans(*ingest.requests)
     assert tree(found) == {
         "caller": "",
@@ -367,7 +358,7 @@ def test_nothing_is_loaded_to_find_that_there_is_no_span() -> None:
 
 @pytest.mark.parametrize("ids", ["", "'r' * 300, 's' * 300,"])
 def test_a_run_whose_host_is_killed_stays_in_the_callers_trace(
-    host: dict[str, str], ingest: Ingest, ids: str
+    otlp_host: dict[str, str], ingest: Ingest, ids: str
 ) -> None:
     """However long its texts are, of which the table of open runs keeps little."""
     code = f"""
@@ -379,7 +370,7 @@ run.step("s").prompt("p").response("r").end()
 assert picostep.flush(20)
 os.kill(os.getpid(), 9)
 """
-    done = run_python(code, host, check=False)
+    done = run_python(code, otlp_host, check=False)
     assert done.returncode == -signal.SIGKILL
     wait_until(lambda: len(spans(*ingest.requests)) == 2, 20, "the run")
     root, child = sorted(spans(*ingest.requests), key=lambda each: each.name, reverse=True)
@@ -388,7 +379,7 @@ os.kill(os.getpid(), 9)
     assert (child.trace_id.hex(), child.parent_span_id, child.flags) == (TRACE, root.span_id, 1)
 
 
-def test_through_the_spool(host: dict[str, str], ingest: Ingest) -> None:
+def test_through_the_spool(otlp_host: dict[str, str], ingest: Ingest) -> None:
     """What waits on disk, read back by another exporter, is what it was."""
     ingest.default = Reply(status=503)
     code = f"""
@@ -400,7 +391,7 @@ while picostep.stats()["in_spool"] < 2 and time.monotonic() < deadline:
     time.sleep(0.01)
 print(json.dumps(picostep.stats()))
 """
-    stats = json.loads(run_python(code, host | {"PICOSTEP_EXIT_TIMEOUT": "0.1"}).stdout)
+    stats = json.loads(run_python(code, otlp_host | {"PICOSTEP_EXIT_TIMEOUT": "0.1"}).stdout)
     assert (stats["in_spool"], stats["in_ring"]) == (2, 0)
     ingest.default = Reply()
     wait_until(lambda: any(ingest.take()), 30, "a request that was answered 503")
@@ -410,12 +401,15 @@ print(json.dumps(picostep.stats()))
     assert (child.trace_id, child.parent_span_id, child.flags) == (root.trace_id, root.span_id, 1)
 
 
-def test_files_have_it_and_the_ingest_does_not(host: dict[str, str], ingest: Ingest, tmp_path: Path) -> None:
+def test_files_have_it_and_the_ingest_does_not(
+    otlp_host: dict[str, str], ingest: Ingest, tmp_path: Path
+) -> None:
     out = tmp_path / "out.jsonl"
     code = f"import picostep; picostep.step('r', traceparent='{GIVEN}').error(); assert picostep.flush(20)"
     run_python(
         code,
-        host | {"PICOSTEP_TO": f"tcc,jsonl:{out}", "TCC_URL": f"{ingest.url}/v1/custom", "TCC_API_KEY": "k"},
+        otlp_host
+        | {"PICOSTEP_TO": f"tcc,jsonl:{out}", "TCC_URL": f"{ingest.url}/v1/custom", "TCC_API_KEY": "k"},
     )
     (line,) = out.read_text().splitlines()
     assert json.loads(line)["traceparent"] == GIVEN

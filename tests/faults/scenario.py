@@ -102,6 +102,13 @@ class Scenario:
         promised = len(host.written.order)
         wait_until(lambda: self.delivered(host) >= promised, timeout, f"{promised} steps")
 
+    def drain(self, host: Host, most: int, timeout: float) -> float:
+        """End the fault; return after how many seconds fewer than `most` of a host's steps are under way."""
+        self.proxy.set(passing)
+        back = time.monotonic()
+        wait_until(lambda: len(host.written.order) - self.delivered(host) < most, timeout, "it is drained")
+        return time.monotonic() - back
+
     def check(self, timeout: float = 30.0) -> dict[str, Any]:
         """
         Check that all promises were kept, now that all hosts have ended and the faults are over.

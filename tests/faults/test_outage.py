@@ -8,9 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from oracle import times
-from proxy import passing, refuse
+from proxy import refuse
 from scenario import Scenario, rss
-from support import wait_until
 
 Stage = Callable[..., Scenario]
 
@@ -35,12 +34,7 @@ def test_backend_away_under_load(stage: Stage) -> None:
         largest = max(largest, rss(host.process.pid))
         time.sleep(0.2)
     waiting = len(host.written.order) - len(scenario.oracle.digests)
-    scenario.proxy.set(passing)
-    back = time.monotonic()
-    wait_until(
-        lambda: len(host.written.order) - scenario.delivered(host) < RATE, DRAIN, "it is drained under load"
-    )
-    drained = time.monotonic() - back
+    drained = scenario.drain(host, RATE, DRAIN)
     host.process.terminate()
     report = scenario.expect(host.finish(90.0)).report
     assert report["flushed"], report

@@ -47,12 +47,14 @@ def container(*volumes: Path) -> list[str]:
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory with the volumes `rings` and `spool`."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
     path = Path(tempfile.mkdtemp(prefix="picostep-sidecar-"))
     path.chmod(0o755)
     shared, spool = path / "rings", path / "spool"
     for volume in (shared, spool):
         volume.mkdir(mode=0o700)
-        os.chown(volume, int(USER), int(USER)) if os.geteuid() == 0 else pytest.skip("needs root")
+        os.chown(volume, int(USER), int(USER))
     size = f"size=64m,uid={USER},gid={USER},mode=0700"
     if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", shared], capture_output=True).returncode:
         pytest.skip("cannot mount")

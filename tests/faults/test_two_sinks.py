@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from oracle import Oracle, times
-from proxy import Fault, hang, passing, refuse, status
+from proxy import Fault, hang, refuse, status
 from receiver import Receiver
 from scenario import Scenario, rss
-from support import wait_until
 
 Stage = Callable[..., Scenario]
 
@@ -54,12 +53,7 @@ def test_one_sink_dead_for_long(stage: Stage, healthy: Receiver) -> None:
             time.sleep(0.2)
     waiting = len(host.written.order) - len(scenario.oracle.digests)
     during = len(alive.ages)
-    scenario.proxy.set(passing)
-    back = time.monotonic()
-    wait_until(
-        lambda: len(host.written.order) - scenario.delivered(host) < RATE, DRAIN, "it is drained under load"
-    )
-    drained = time.monotonic() - back
+    drained = scenario.drain(host, RATE, DRAIN)
     host.process.terminate()
     ledger = scenario.expect(host.finish(90.0))
     report = ledger.report
