@@ -11,7 +11,7 @@ import nox
 
 nox.options.sessions = ["tests"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
-STUBS = ["picostep._cost", "picostep._records", "picostep._ring", "picostep._payload", "picostep._keeper"]
+STUBS = ["picostep._cost", "picostep._api", "picostep._ring", "picostep._payload", "picostep._keeper"]
 
 
 @nox.session(python=PYTHONS)

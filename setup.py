@@ -59,7 +59,7 @@ setup(
         [
             _extension("_cost"),
             _extension("_ring"),
-            _extension("_records"),
+            _extension("_api"),
             _extension("_payload"),
             _extension("_keeper", "ext/picostep/keeper.c"),
         ],

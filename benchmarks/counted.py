@@ -14,8 +14,8 @@ from collections.abc import Callable
 import picostep
 from baselines import Dataclass
 from compiled import cost_loop
-from picostep import recorder
-from picostep.ringdir import RingDir, base, destinations, open_dir
+from picostep import runtime
+from picostep.ringdir import RingDir, base, list_directories, open_dir
 from texts import Texts
 from workloads import Picostep, SendStep
 
@@ -37,7 +37,7 @@ PLAIN = "plain-Python step, 3 KB"
 def only_directory(parent: str) -> RingDir:
     """The one ring directory that a host has made below its `PICOSTEP_DIR`."""
     own = base(parent)
-    (name,) = destinations(own)
+    (name,) = list_directories(own)
     return open_dir(own, name, create=False)
 
 
@@ -66,14 +66,14 @@ def price(turns: int) -> None:
 
 def drain(turns: int) -> None:
     """Take records of a ring to a file: read, redact, price, encode, append."""
-    from picostep.export.batch import Batch
-    from picostep.export.prepare import preparation
+    from picostep.exporter.batch import Batch
+    from picostep.exporter.stages import preparation
     from picostep.sinks import open_sinks
 
     record(Picostep, "3KB", MANY)
-    destination = recorder._destinations[recorder.default_destination()]
+    destination = runtime._destinations[runtime.default_destination()]
     prepare, (sink,) = preparation(destination), open_sinks(destination)
-    directory = only_directory(recorder.settings().dir or "")
+    directory = only_directory(runtime.settings().dir or "")
     ring = directory.open_ring(*directory.ring_names())
     for _ in range(0, turns, AT_ONCE):
         batch = Batch(AT_ONCE, 1 << 30, prepare)
@@ -96,7 +96,7 @@ def main() -> None:
     picostep.configure(
         to=f"jsonl:{directory}/out.jsonl", dir=directory, exporter="off", ring_bytes=RING_BYTES
     )
-    ring = recorder._rings[recorder.default_destination()]
+    ring = runtime._rings[runtime.default_destination()]
     deadline = time.monotonic() + 60
     while ring.ready < RING_BYTES:  # a thread is at work until then
         assert time.monotonic() < deadline

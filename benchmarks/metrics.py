@@ -29,23 +29,23 @@ SHARED = "/dev/shm" if os.path.isdir("/dev/shm") else None
 DRAIN = f"""
 import sys; sys.path.insert(0, {str(HERE)!r})
 import counted
-from picostep.export import prepare
+from picostep.exporter import stages
 if sys.argv.pop() == "metrics":
     from picostep.metrics.aggregate import Aggregator
-    add, preparation = Aggregator().add, prepare.preparation
-    prepare.preparation = lambda destination: preparation(destination, add)
+    add, preparation = Aggregator().add, stages.preparation
+    stages.preparation = lambda destination: preparation(destination, add)
 counted.main()
 """
 
 RECORD = f"""
 import os, sys, time; sys.path.insert(0, {str(HERE)!r})
 import picostep
-from picostep import recorder
+from picostep import runtime
 from texts import Texts
 from workloads import Picostep
 turns, directory = int(sys.argv[1]), sys.argv[2]
 picostep.configure(to="jsonl:/dev/null", dir=directory, exporter="external", ring_bytes=16 << 20)
-ring = recorder._rings[recorder.default_destination()]
+ring = runtime._rings[runtime.default_destination()]
 while ring.ready < 16 << 20:
     time.sleep(0.05)
 Picostep(Texts.of("3KB", "ascii")).steps(turns)

@@ -9,7 +9,7 @@ import sys
 import time
 
 import picostep
-from picostep import recorder
+from picostep import runtime
 from texts import Texts
 from workloads import Picostep, exporter, temporary_directory
 
@@ -61,7 +61,7 @@ def reserved(size: int) -> float:
     """Seconds until the background thread is through."""
     start = time.perf_counter()
     picostep.run()
-    (ring,) = recorder._rings.values()
+    (ring,) = runtime._rings.values()
     while ring.ready < size:
         assert time.perf_counter() - start < 10
         time.sleep(0.0005)

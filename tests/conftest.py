@@ -48,10 +48,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     try:
         import picostep
-        from picostep import _records
+        from picostep import _api
     except ImportError as error:
         return [f"picostep: cannot be imported: {error}"]
-    return [f"picostep: {picostep.__version__}, core {_records.__file__}", f"hypothesis profile: {PROFILE}"]
+    return [f"picostep: {picostep.__version__}, core {_api.__file__}", f"hypothesis profile: {PROFILE}"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import picostep
-from picostep import recorder
+from picostep import runtime
 from picostep._ring import HostRing, RingReader
-from picostep.ringdir import RingDir, base, destinations, open_dir
+from picostep.ringdir import RingDir, base, list_directories, open_dir
 
 KIB = 1024
 SMALLEST = 64 * KIB
@@ -194,7 +194,7 @@ class Rig:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         picostep.configure(to="stdout", dir=str(directory), exporter="off")
-        self.number = recorder.default_destination()
+        self.number = runtime.default_destination()
         self.renew(None)
 
     def renew(self, capacity: int | None, *, reserve: bool = True) -> None:
@@ -204,8 +204,8 @@ class Rig:
         for old in self.directory.rglob("*.ring"):
             old.unlink()
         if capacity is None:
-            recorder.open_ring(self.number)
-            self.ring = recorder._rings[self.number]
+            runtime.open_ring(self.number)
+            self.ring = runtime._rings[self.number]
         else:
             directory = self.directory / "made"
             directory.mkdir(exist_ok=True, mode=0o700)
@@ -213,7 +213,7 @@ class Rig:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.ring = HostRing(fd, capacity)
             assert self.ring.install(self.number)
-            recorder._rings[self.number] = self.ring
+            runtime._rings[self.number] = self.ring
             if reserve:
                 self.ring.reserve()
         (self.path,) = self.directory.rglob("*.ring")
@@ -251,7 +251,7 @@ def drain(reader: RingReader, max_records: int = 1000, max_bytes: int = 1 << 30)
 def only_directory(parent: str | os.PathLike[str]) -> RingDir:
     """The one ring directory that a host has made below its `PICOSTEP_DIR`."""
     own = base(str(parent))
-    (name,) = destinations(own)
+    (name,) = list_directories(own)
     return open_dir(own, name, create=False)
 
 

@@ -24,7 +24,7 @@ from click.testing import CliRunner, Result
 from picostep import prices
 from picostep.cli import text
 from picostep.cli.commands import picostep
-from picostep.sinks.store import StoreSink
+from picostep.store.write import StoreSink
 from support import Ingest, Reply, clean_environment, kill_exporters, run_python, wait_until
 from test_store import feedback, run, step, tool_call
 
@@ -946,7 +946,7 @@ class TestFailures:
         assert "PICOSTEP_TO" in result.stderr
 
     def test_a_locked_store(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("picostep.sinks.store_reader._BUSY_TIMEOUT", 0.05)
+        monkeypatch.setattr("picostep.store.read._BUSY_TIMEOUT", 0.05)
         other = sqlite3.connect(store, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
 

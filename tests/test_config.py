@@ -16,8 +16,10 @@ from contextcompany import config as reference
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from picostep.config import Destination, Settings, default_store, destination, get_api_key, get_url
 from picostep.errors import ConfigError, PicostepError
+from picostep.settings.destination import Destination, resolve_destination
+from picostep.settings.table import Settings
+from picostep.settings.urls import default_store, get_api_key, get_url
 
 INGEST = "https://api.thecontext.company/v1/custom"
 FEEDBACK = "https://api.thecontext.company/v1/feedback"
@@ -270,61 +272,69 @@ def test_default_store_without_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestDestination:
     def test_without_key_and_choice_everything_is_local(self) -> None:
-        found = destination(Settings.resolve())
+        found = resolve_destination(Settings.resolve())
 
         assert Destination((f"store:{default_store()}",)) == found
         assert (found.api_key, found.url, found.feedback_url) == (None, None, None)
 
     def test_with_a_key(self) -> None:
         with environment(TCC_API_KEY="k1"):
-            found = destination(Settings.resolve())
+            found = resolve_destination(Settings.resolve())
 
         assert Destination(("tcc",), "k1", INGEST, FEEDBACK) == found
 
     def test_development_key(self) -> None:
         with environment(TCC_API_KEY="dev_1"):
-            found = destination(Settings.resolve())
+            found = resolve_destination(Settings.resolve())
 
         assert found.url == "https://dev.thecontext.company/v1/custom"
         assert found.feedback_url == "https://dev.thecontext.company/v1/feedback"
 
     def test_a_sink_that_is_not_tcc_gets_no_key(self) -> None:
         with environment(TCC_API_KEY="k1", PICOSTEP_TO="stdout"):
-            assert Destination(("stdout",)) == destination(Settings.resolve())
+            assert Destination(("stdout",)) == resolve_destination(Settings.resolve())
 
     def test_several_sinks(self) -> None:
         with environment(TCC_API_KEY="k1", PICOSTEP_TO="stdout,tcc"):
-            assert Destination(("stdout", "tcc"), "k1", INGEST, FEEDBACK) == destination(Settings.resolve())
+            assert Destination(("stdout", "tcc"), "k1", INGEST, FEEDBACK) == resolve_destination(
+                Settings.resolve()
+            )
 
     def test_configured_key_and_url_keep_the_sinks(self) -> None:
         settings = Settings.resolve(api_key="k2", tcc_url="http://collector/x", to=["tcc", "stdout"])
 
-        assert Destination(("tcc", "stdout"), "k2", "http://collector/x", FEEDBACK) == destination(settings)
+        assert Destination(("tcc", "stdout"), "k2", "http://collector/x", FEEDBACK) == resolve_destination(
+            settings
+        )
 
     def test_configured_key_alone_means_tcc(self) -> None:
-        assert Destination(("tcc",), "k2", INGEST, FEEDBACK) == destination(Settings.resolve(api_key="k2"))
+        assert Destination(("tcc",), "k2", INGEST, FEEDBACK) == resolve_destination(
+            Settings.resolve(api_key="k2")
+        )
 
     @pytest.mark.parametrize("to", [None, "stdout"])
     def test_an_own_key_means_tcc_and_nothing_else(self, to: str | None) -> None:
         with environment(TCC_API_KEY="k1", PICOSTEP_TO=to):
             settings = Settings.resolve(api_key="k2")
 
-            assert Destination(("tcc",), "own", INGEST, FEEDBACK) == destination(settings, api_key="own")
+            assert Destination(("tcc",), "own", INGEST, FEEDBACK) == resolve_destination(
+                settings, api_key="own"
+            )
 
     def test_an_own_url_uses_the_key_at_hand(self) -> None:
         with environment(TCC_API_KEY="k1", PICOSTEP_TO="stdout"):
-            found = destination(Settings.resolve(), tcc_url="http://collector/x")
+            found = resolve_destination(Settings.resolve(), tcc_url="http://collector/x")
 
         assert Destination(("tcc",), "k1", "http://collector/x", FEEDBACK) == found
 
     def test_an_own_feedback_url(self) -> None:
-        found = destination(Settings.resolve(api_key="k"), feedback_url="http://collector/f")
+        found = resolve_destination(Settings.resolve(api_key="k"), feedback_url="http://collector/f")
 
         assert Destination(("tcc",), "k", INGEST, "http://collector/f") == found
 
     def test_empty_counts_as_not_given(self) -> None:
         with environment(TCC_API_KEY="k1", TCC_URL="", TCC_FEEDBACK_URL="", TCC_BASE_URL=""):
-            found = destination(Settings.resolve(api_key="", tcc_url=""), "", "", "")
+            found = resolve_destination(Settings.resolve(api_key="", tcc_url=""), "", "", "")
 
         assert Destination(("tcc",), "k1", INGEST, FEEDBACK) == found
 
@@ -332,36 +342,36 @@ class TestDestination:
         with environment(
             TCC_API_KEY="k1", TCC_URL="https://any.example/a?b=c", TCC_FEEDBACK_URL="http://[fe80::2]:9/f"
         ):
-            found = destination(Settings.resolve())
+            found = resolve_destination(Settings.resolve())
 
         assert Destination(("tcc",), "k1", "https://any.example/a?b=c", "http://[fe80::2]:9/f") == found
 
     def test_own_url_before_configured_before_environment_before_base(self) -> None:
         with environment(TCC_API_KEY="k1", TCC_BASE_URL="http://localhost:1", TCC_URL="http://env/x"):
-            assert destination(Settings.resolve()).feedback_url == "http://localhost:1/v1/feedback"
-            assert destination(Settings.resolve()).url == "http://env/x"
+            assert resolve_destination(Settings.resolve()).feedback_url == "http://localhost:1/v1/feedback"
+            assert resolve_destination(Settings.resolve()).url == "http://env/x"
             configured = Settings.resolve(tcc_url="http://code/x")
-            assert destination(configured).url == "http://code/x"
-            assert destination(configured, tcc_url="http://own/x").url == "http://own/x"
+            assert resolve_destination(configured).url == "http://code/x"
+            assert resolve_destination(configured, tcc_url="http://own/x").url == "http://own/x"
         with environment(TCC_API_KEY="k1", TCC_BASE_URL="http://localhost:1/"):
-            assert destination(Settings.resolve()).url == "http://localhost:1/v1/custom"
+            assert resolve_destination(Settings.resolve()).url == "http://localhost:1/v1/custom"
 
     @pytest.mark.parametrize("variables", [{"PICOSTEP_TO": "tcc"}, {"PICOSTEP_TO": "stdout,tcc"}])
     def test_tcc_without_a_key(self, variables: dict[str, str]) -> None:
         with environment(**variables), pytest.raises(ConfigError, match="TCC_API_KEY"):
-            destination(Settings.resolve())
+            resolve_destination(Settings.resolve())
 
     def test_own_url_without_a_key(self) -> None:
         with pytest.raises(ConfigError, match="TCC_API_KEY"):
-            destination(Settings.resolve(), tcc_url="http://collector/x")
+            resolve_destination(Settings.resolve(), tcc_url="http://collector/x")
 
     @pytest.mark.parametrize(
         "key", ["secret\n", "se\rcret", "secret\x00", "secret\x7f", "secret\x85", "secret…", "秘secret"]
     )
     def test_a_key_that_cannot_be_a_header(self, key: str) -> None:
         for name, resolve in {
-            "api_key": lambda: destination(Settings.resolve(), api_key=key),
-            "TCC_API_KEY": lambda: destination(Settings.resolve()),
+            "api_key": lambda: resolve_destination(Settings.resolve(), api_key=key),
+            "TCC_API_KEY": lambda: resolve_destination(Settings.resolve()),
         }.items():
             variables = {} if name == "api_key" or "\x00" in key else {"TCC_API_KEY": key}
             if name == "TCC_API_KEY" and not variables:
@@ -374,7 +384,7 @@ class TestDestination:
             assert "secret" not in str(caught.value)
 
     def test_a_latin_1_key_is_fine(self) -> None:
-        assert destination(Settings.resolve(), api_key="schlüssel").api_key == "schlüssel"
+        assert resolve_destination(Settings.resolve(), api_key="schlüssel").api_key == "schlüssel"
 
     @pytest.mark.parametrize(
         "url",
@@ -407,10 +417,10 @@ class TestDestination:
     )
     def test_an_endpoint_that_is_none(self, url: str) -> None:
         calls = {
-            "tcc_url": lambda: destination(Settings.resolve(api_key="k"), tcc_url=url),
+            "tcc_url": lambda: resolve_destination(Settings.resolve(api_key="k"), tcc_url=url),
             r"tcc_url ": lambda: Settings.resolve(tcc_url=url),
-            "TCC_URL": lambda: destination(Settings.resolve(api_key="k")),
-            "TCC_FEEDBACK_URL": lambda: destination(Settings.resolve(api_key="k")),
+            "TCC_URL": lambda: resolve_destination(Settings.resolve(api_key="k")),
+            "TCC_FEEDBACK_URL": lambda: resolve_destination(Settings.resolve(api_key="k")),
         }
         for name, call in calls.items():
             variables = {name: url} if name.startswith("TCC_") else {}
@@ -425,7 +435,7 @@ class TestDestination:
 
     def test_a_base_with_userinfo_is_dropped_as_in_the_reference(self) -> None:
         with environment(TCC_API_KEY="k", TCC_BASE_URL="http://user:hunter2@localhost:8080/x/"):
-            assert destination(Settings.resolve()).url == "http://localhost:8080/x/v1/custom"
+            assert resolve_destination(Settings.resolve()).url == "http://localhost:8080/x/v1/custom"
 
     def test_immutable(self) -> None:
         here = Destination(("tcc",), "k", INGEST, FEEDBACK)

@@ -24,10 +24,10 @@ import pytest
 
 import picostep
 from picostep import prices
-from picostep.config import Destination
 from picostep.errors import ArgumentError, ArgumentTypeError, ConfigError
-from picostep.export.pricing import Pricer
+from picostep.exporter.pricer import Pricer
 from picostep.prices import steps
+from picostep.settings.destination import Destination
 from support import Ingest, run_python, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings are private there")

@@ -21,14 +21,15 @@ from typing import Any
 import pytest
 
 from picostep import ringdir
-from picostep.config import Destination, default_spool
-from picostep.export import loop, outlet, process
-from picostep.export.batch import Work
-from picostep.export.loop import Exporter
-from picostep.export.outlet import Outlet
-from picostep.export.payload import Record
-from picostep.recorder import BOOT
+from picostep.exporter import attempts, loop, process
+from picostep.exporter.attempts import Outlet
+from picostep.exporter.batch import Work
+from picostep.exporter.loop import Exporter
+from picostep.payload import Record
 from picostep.ringdir import RingDir
+from picostep.runtime import BOOT
+from picostep.settings.destination import Destination
+from picostep.settings.urls import default_spool
 from picostep.sinks import Refused, Rejected, RetryLater
 from support import Ingest, Reply, clean_environment, free_port, run_python, wait_until
 
@@ -90,7 +91,7 @@ def numbers(*ranges: range) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlet, "_FIRST_DELAY", 0.01)
+    monkeypatch.setattr(attempts, "_FIRST_DELAY", 0.01)
 
 
 @pytest.fixture
@@ -487,7 +488,7 @@ def test_log_tells_changes_only(directory: RingDir, caplog: pytest.LogCaptureFix
 
 
 def test_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlet, "_FIRST_DELAY", 0.5)
+    monkeypatch.setattr(attempts, "_FIRST_DELAY", 0.5)
     after: list[float | None] = [None]
 
     def judge(records: Sequence[Record]) -> None:

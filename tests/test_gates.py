@@ -20,7 +20,7 @@ ob=(1) /usr/lib/libpython3.11.so.1.0
 fl=(1) ceval.c
 fn=(1) evaluate
 0 100
-cob=(2) /site-packages/picostep/_records.cpython-311-x86_64-linux-gnu.so
+cob=(2) /site-packages/picostep/_api.cpython-311-x86_64-linux-gnu.so
 cfn=(2) end
 calls=3 0
 0 5000

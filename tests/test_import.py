@@ -23,14 +23,25 @@ HEAVY = {
 
 # What only those need that export, read the cost of a step, or have settings that need checking.
 PROGRAMS = (
-    *("picostep.export", "picostep.sinks", "picostep.metrics", "picostep.prices", "picostep._cost"),
-    *("picostep.otelenv", "picostep.redaction", "picostep.settingsfile", "picostep._payload"),
+    *("picostep.exporter", "picostep.sinks", "picostep.store", "picostep.metrics", "picostep.prices"),
+    *(
+        "picostep._cost",
+        "picostep.payload",
+        "picostep.settings.otel",
+        "picostep.settings.redact",
+        "picostep.settings.files",
+        "picostep._payload",
+    ),
 )
 
 HOST_MODULES = [
     "picostep",
-    *(f"picostep._{name}" for name in ("cost", "records", "ring", "keeper")),
-    *(f"picostep.{name}" for name in ("api", "config", "errors", "recorder", "ringdir", "times", "usage")),
+    *(f"picostep._{name}" for name in ("cost", "api", "ring", "keeper")),
+    *(
+        f"picostep.{name}"
+        for name in ("api", "config", "errors", "ringdir", "runtime", "settings", "times", "usage")
+    ),
+    *(f"picostep.settings.{name}" for name in ("destination", "table", "urls")),
 ]
 
 
@@ -95,8 +106,10 @@ def test_every_host_module_is_listed() -> None:
         path.name.partition(".")[0] for path in PACKAGE.iterdir() if path.suffix in (".py", ".so", ".pyd")
     }
 
-    others = {"__init__", "__main__", "_payload", "demo", "otelenv", "redaction", "settingsfile"}
-    assert found - others == {name.partition(".")[2] for name in HOST_MODULES[1:]}
+    others = {"__init__", "__main__", "_payload", "demo", "payload"}
+    assert found - others == {name.partition(".")[2].partition(".")[0] for name in HOST_MODULES[1:]} - {
+        "settings"
+    }
 
 
 def test_every_name_is_there() -> None:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picostep.export.payload import Record
 from picostep.metrics.aggregate import MOST_LABELS, Aggregator, Labels, Snapshot, Steps
 from picostep.metrics.histogram import HIGHEST, LOWEST, RELATIVE_ERROR, Histogram
+from picostep.payload import Record
 
 START = 1_700_000_000_000_000_001
 SECOND = 1_000_000_000

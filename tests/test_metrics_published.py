@@ -33,20 +33,21 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from picostep.config import Destination
 from picostep.errors import ConfigError
-from picostep.export.loop import Exporter
-from picostep.export.payload import Record
-from picostep.export.prepare import preparation
+from picostep.exporter.loop import Exporter
+from picostep.exporter.stages import preparation
 from picostep.metrics import otlp, server
 from picostep.metrics.aggregate import MOST_LABELS, Aggregator
 from picostep.metrics.families import families
 from picostep.metrics.histogram import LOWEST, RELATIVE_ERROR
 from picostep.metrics.publish import Publisher
 from picostep.metrics.text import decimal
+from picostep.payload import Record
 from picostep.ringdir import open_dir
-from picostep.sinks import RetryLater, otlp_http
+from picostep.settings.destination import Destination
+from picostep.sinks import RetryLater
 from picostep.sinks.jsonl import JsonlSink
+from picostep.sinks.otlp import http as otlp_http
 from support import Ingest, Reply, Request, clean_environment, free_port, run_python, wait_until
 from test_metrics import START, exact, step
 

@@ -27,12 +27,16 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from picostep._ring import JSONText
-from picostep.config import Destination, Settings, destination
 from picostep.errors import ConfigError
-from picostep.export.payload import Record
-from picostep.sinks import Refused, Rejected, RetryLater, otlp_http, spans_json, spans_protobuf
+from picostep.payload import Record
+from picostep.settings.destination import Destination, resolve_destination
+from picostep.settings.table import Settings
+from picostep.sinks import Refused, Rejected, RetryLater
 from picostep.sinks.otlp import OtlpSink
-from picostep.sinks.spans import span
+from picostep.sinks.otlp import http as otlp_http
+from picostep.sinks.otlp import json as spans_json
+from picostep.sinks.otlp import protobuf as spans_protobuf
+from picostep.sinks.otlp.spans import span
 from support import Ingest, Reply, Request, free_port, run_python, talkative, wait_until
 
 KEY = "KEYcanary-93ab0c"
@@ -792,7 +796,7 @@ def environment(clean_env: pytest.MonkeyPatch) -> Callable[..., tuple[tuple[str,
     def rows(**variables: str) -> tuple[tuple[str, ...], ...]:
         for name, value in variables.items():
             clean_env.setenv(name if name.startswith("OTEL") else f"OTEL_EXPORTER_OTLP_{name}", value)
-        return destination(Settings.resolve(to="otlp:http://h:4318")).otlp
+        return resolve_destination(Settings.resolve(to="otlp:http://h:4318")).otlp
 
     return rows
 
@@ -805,8 +809,8 @@ def test_nothing_set(environment: Rows, clean_env: pytest.MonkeyPatch) -> None:
     assert environment(HEADERS="", TIMEOUT="", COMPRESSION="none") == ()
     clean_env.setenv("PICOSTEP_OTLP_CONTENT", "off")
     assert environment() == (("content", "off"),)
-    assert destination(Settings.resolve(to="otlp:http://h", otlp_content=True)).otlp == ()
-    assert destination(Settings.resolve(to="stdout")).otlp == ()
+    assert resolve_destination(Settings.resolve(to="otlp:http://h", otlp_content=True)).otlp == ()
+    assert resolve_destination(Settings.resolve(to="stdout")).otlp == ()
 
 
 def test_everything_set(environment: Rows) -> None:

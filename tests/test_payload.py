@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picostep._ring import JSONText
-from picostep.config import Destination
-from picostep.export.payload import (
+from picostep.exporter.stages import preparation
+from picostep.payload import (
     Record,
     encode,
     encode_each,
@@ -23,7 +23,7 @@ from picostep.export.payload import (
     merged_metadata,
     wire,
 )
-from picostep.export.prepare import preparation
+from picostep.settings.destination import Destination
 
 START, END = 1795405904593123456, 1795405905000000000
 TIMES = {"start_time": "2026-11-23T03:51:44.593Z", "end_time": "2026-11-23T03:51:45.000Z"}

@@ -22,9 +22,10 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from picostep._ring import JSONText
-from picostep.config import Destination
+from picostep.settings.destination import Destination
 from picostep.sinks import Rejected
 from picostep.sinks.otlp import OtlpSink
+from picostep.sinks.otlp import protobuf as spans_protobuf
 from support import Ingest, free_port, run_python, wait_until
 from test_metrics_published import parsed, published, pushed, same_by_otlp
 from test_otlp import (
@@ -37,7 +38,6 @@ from test_otlp import (
     sink,
     span,
     spans,
-    spans_protobuf,
     step,
     tool_call,
 )

@@ -9,7 +9,7 @@ from contextcompany.redaction import redact_status_message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picostep.export.redact import redact
+from picostep.exporter.redact import redact
 
 NAMES = [
     "api_key",

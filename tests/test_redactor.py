@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 import picostep
 from picostep._ring import JSONText
-from picostep.config import Destination, Settings
 from picostep.errors import ConfigError
-from picostep.export.payload import Record, encode_local, merged_metadata
-from picostep.export.redact import WITHHELD, Redactor
+from picostep.exporter.redact import WITHHELD, Redactor
+from picostep.payload import Record, encode_local, merged_metadata
+from picostep.settings.destination import Destination
+from picostep.settings.table import Settings
 from support import Ingest, run_python, wait_until
 
 TEXTS = ("prompt", "response", "tool_definitions", "status_message")

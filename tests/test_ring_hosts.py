@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import picostep
-from picostep.ringdir import RingDir, RingDirError, base, destinations, open_dir
+from picostep.ringdir import RingDir, RingDirError, base, list_directories, open_dir
 from ringfile import KIB, Rig, drain, ids, only_directory, record_some
 from support import clean_environment, ring_directory, run_python, wait_until
 
@@ -462,7 +462,7 @@ def test_a_directory_has_one_exporter(tmp_path: Path, directory: RingDir) -> Non
 def test_what_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(RingDirError, match="cannot use"):
         open_dir(base(str(tmp_path)), "x", create=False)
-    assert destinations(base(str(tmp_path))) == []
+    assert list_directories(base(str(tmp_path))) == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import picostep
-from picostep import recorder
+from picostep import runtime
 from picostep._ring import HostRing, RingReader
-from picostep.export.ended import EndedRuns
+from picostep.exporter.ended_runs import EndedRuns
+from picostep.settings.destination import resolve_destination
 from ringfile import (
     FRAME,
     HEADER_SIZE,
@@ -263,7 +264,7 @@ def test_abandoned_at_exit(rig: Rig, dead: Dead) -> None:
 
 @pytest.mark.usefixtures("rig")
 def test_a_private_ring_tracks_nothing() -> None:
-    number = recorder._number(recorder._config.destination(recorder.settings(), "dev_private", None, None))
+    number = runtime._number(resolve_destination(runtime.settings(), "dev_private", None, None))
     ring = HostRing(-1, SMALLEST)
     assert ring.install(number)
     try:

@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from picostep.config import Destination, Settings, destination
 from picostep.errors import ConfigError
-from picostep.export.inbox import DirectoryInbox
-from picostep.export.ledger import Ledger
-from picostep.export.payload import Record
+from picostep.exporter.ledger import Ledger
+from picostep.exporter.rings import DirectoryInbox
+from picostep.payload import Record
 from picostep.ringdir import RingDirError, base, open_dir
+from picostep.settings.destination import Destination, resolve_destination
+from picostep.settings.table import Settings
 from picostep.sinks import RetryLater, open_sink, open_sinks
 from support import Ingest, Reply, Request, clean_environment, exporters, free_port, run_python, wait_until
 
@@ -47,7 +48,7 @@ import picostep
 key, text = os.environ.pop("CANARY_KEY"), {TEXT!r}
 mode = json.loads(sys.argv[1])
 picostep.configure(**({{"api_key": key}} if mode.pop("in_code") else {{}}), **mode)
-os.write(2, repr(picostep.recorder.settings()).encode())
+os.write(2, repr(picostep.runtime.settings()).encode())
 
 
 def everything():
@@ -251,7 +252,7 @@ def views(value: Any) -> Iterator[str]:
 def test_no_view_of_an_object_shows_the_key(clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setenv("TCC_API_KEY", KEY)
     settings = Settings.resolve(api_key=KEY, to=["tcc"])
-    target = destination(settings)
+    target = resolve_destination(settings)
     assert target.api_key == settings.api_key == KEY
     sinks = open_sinks(target)
     for value in (settings, target, *sinks, pickle.loads(pickle.dumps(target))):
@@ -268,12 +269,12 @@ def test_no_view_of_an_object_shows_the_key(clean_env: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: destination(Settings.resolve(), api_key=f"{KEY}\r\nX: y"),
+        lambda: resolve_destination(Settings.resolve(), api_key=f"{KEY}\r\nX: y"),
         lambda: Settings.resolve(api_key=f"{KEY}\0"),
         lambda: Settings.resolve(tcc_url=f"http://user:{KEY}@host/"),
         lambda: Settings.resolve(tcc_url=f"http://user:{KEY}@host:x/"),
         lambda: Settings.resolve(to=f"tcc:{KEY}@x"),
-        lambda: destination(Settings.resolve(to="tcc", tcc_url=f"ftp://h/?key={KEY}"), api_key=KEY),
+        lambda: resolve_destination(Settings.resolve(to="tcc", tcc_url=f"ftp://h/?key={KEY}"), api_key=KEY),
         lambda: open_sink("tcc", Destination(("tcc",), KEY, "x", "y")),
         lambda: open_sink("tcc", Destination(("tcc",), f"{KEY}\n", "http://h", "http://h")),
     ],
@@ -392,7 +393,7 @@ def test_other_things_in_place_of_the_journal(make: Callable[[Path], None], tmp_
     make(tmp_path / "d" / "store.db-journal")
     code = f"""
 from picostep.sinks import open_sink, RetryLater
-from picostep.config import Destination
+from picostep.settings.destination import Destination
 try:
     open_sink("store:{path}", Destination(())).deliver([{step()!r}])
 except RetryLater:

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from picostep.config import Destination
 from picostep.errors import ConfigError
-from picostep.export.payload import Record, encode, local, wire
+from picostep.payload import Record, encode, local, wire
+from picostep.settings.destination import Destination
 from picostep.sinks import Rejected, RetryLater, Sink, Undelivered, jsonl, open_sink, open_sinks
 from picostep.sinks.tcc import TccSink
 from support import Ingest, Reply, free_port, talkative

@@ -21,10 +21,10 @@ import pytest
 
 from picostep._ring import JSONText
 from picostep.cli import spools
-from picostep.config import Destination
-from picostep.export import spool as module
-from picostep.export.dead_letters import NAME, OLDER, DeadLetters
-from picostep.export.spool import Done, Part, Spool
+from picostep.exporter import spool as module
+from picostep.exporter.dead_letters import NAME, OLDER, DeadLetters
+from picostep.exporter.spool import Done, Part, Spool
+from picostep.settings.destination import Destination
 from spoolfile import FRAME_BYTES, HEADER_BYTES, acknowledged, frames, segments
 from support import run_python
 
@@ -360,7 +360,7 @@ def test_damage_while_it_is_read(spool: Spool, base: Path) -> None:
 
 CRASH = """
 import os, sys
-from picostep.export import segment, spool
+from picostep.exporter import segment, spool
 segment.decode = lambda *_: os._exit(9)
 found = spool.Spool(sys.argv[1], sys.argv[2], 1 << 30, 1e6)
 found.drop_unreadable()
@@ -612,7 +612,7 @@ def test_dead_letters(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert second["record"] == {"kind": "step", "run_id": "r", "step_id": "2"}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
-    monkeypatch.setattr("picostep.export.dead_letters.MOST_BYTES", 2000)
+    monkeypatch.setattr("picostep.exporter.dead_letters.MOST_BYTES", 2000)
     for _ in range(50):
         letters.write(whole, "http 422")
     letters.close()

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from picostep.export import channel, loop, outlet
-from picostep.export.dead_letters import NAME
-from picostep.export.loop import Exporter
-from picostep.export.payload import Record
-from picostep.export.spool import Spool
+from picostep.exporter import attempts, loop, sink_worker
+from picostep.exporter.dead_letters import NAME
+from picostep.exporter.loop import Exporter
+from picostep.exporter.spool import Spool
+from picostep.payload import Record
 from picostep.ringdir import RingDir
 from picostep.sinks import Refused, Rejected, RetryLater
 from ringfile import Rig, ids, record_some
@@ -51,9 +51,9 @@ def refuse(records: Sequence[Record]) -> None:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlet, "_FIRST_DELAY", 0.01)
-    monkeypatch.setattr(outlet, "_LONGEST_DELAY", 0.05)
-    monkeypatch.setattr(channel, "PATIENCE", 0.03)
+    monkeypatch.setattr(attempts, "_FIRST_DELAY", 0.01)
+    monkeypatch.setattr(attempts, "_LONGEST_DELAY", 0.05)
+    monkeypatch.setattr(sink_worker, "PATIENCE", 0.03)
     monkeypatch.setattr(loop, "_SPOOL_EVERY", 0.01)
 
 
@@ -162,8 +162,8 @@ def test_slow_sink_holds_up_no_other(rig: Rig, base: Path) -> None:
 
 def test_slower_sink_does_not_set_the_pace(rig: Rig, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One is never so late that it is spooled, and takes less than comes: the other is ahead of it."""
-    monkeypatch.setattr(channel, "PATIENCE", 60.0)
-    monkeypatch.setattr(channel, "LITTLE_PATIENCE", 0.01)
+    monkeypatch.setattr(sink_worker, "PATIENCE", 60.0)
+    monkeypatch.setattr(sink_worker, "LITTLE_PATIENCE", 0.01)
     quick, slow = Taker(), Taker()
     slow.trouble = lambda records: time.sleep(0.03)
     with exporting(rig, base, slow, quick, batch_bytes=4096):
@@ -246,8 +246,8 @@ def test_exporter_killed_before_it_released(rig: Rig, base: Path) -> None:
     record_some(10)
     spool = Spool(str(base), SINKS[0], 1 << 30, 1e6)
     reader = rig.reader()
-    from picostep.export.batch import spool_name
-    from picostep.export.spool import Part
+    from picostep.exporter.batch import spool_name
+    from picostep.exporter.spool import Part
 
     records = reader.read(4, 1 << 20)
     assert spool.append(Part(spool_name(reader), 0, reader.position, records))

@@ -19,8 +19,8 @@ import pytest
 
 from picostep._ring import JSONText
 from picostep.sinks import RetryLater
-from picostep.sinks.store import SCHEMA_VERSION, StoreError, StoreSink
-from picostep.sinks.store_reader import AmbiguousRun, Cursor, GroupBy, NoStore, StoreReader
+from picostep.store.read import AmbiguousRun, Cursor, GroupBy, NoStore, StoreReader
+from picostep.store.write import SCHEMA_VERSION, StoreError, StoreSink
 from support import clean_environment, run_python, wait_until
 
 DOCS = Path(__file__).parent.parent / "docs" / "store.md"
@@ -347,7 +347,7 @@ class TestTrouble:
         code = """
 import resource, sys
 from picostep.sinks import RetryLater
-from picostep.sinks.store import StoreSink
+from picostep.store.write import StoreSink
 step = dict(kind="step", run_id="r", start_ns=1, end_ns=2, status_code=0, seq=0, prompt="x" * 10_000)
 sink = StoreSink(sys.argv[1])
 sink.deliver([dict(step, step_id="kept")])
@@ -399,7 +399,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         writer = f"""
 import sys
 from picostep.sinks import RetryLater
-from picostep.sinks.store import StoreSink
+from picostep.store.write import StoreSink
 sink = StoreSink(sys.argv[1])
 for batch in range({batches}):
     records = [

@@ -31,8 +31,8 @@ from rich.console import Console, Group
 from picostep.cli import views
 from picostep.cli.commands import picostep
 from picostep.cli.top import Load, Tally, Watch
-from picostep.export import live
-from picostep.export.live import Live, NoAnswer, ask
+from picostep.exporter import top_socket
+from picostep.exporter.top_socket import Live, NoAnswer, ask
 from picostep.metrics.aggregate import Aggregator, Snapshot, Steps
 from picostep.ringdir import RingDir, base, open_dir
 from support import clean_environment, exporters, kill_exporters, run_python, wait_until
@@ -134,7 +134,7 @@ def connected(directory: RingDir) -> socket.socket | None:
     made = socket.socket(socket.AF_UNIX)
     made.settimeout(10)
     try:
-        made.connect(live._address(directory))
+        made.connect(top_socket._address(directory))
     except BlockingIOError:
         made.close()
         return None
@@ -189,7 +189,7 @@ def test_counts_from_the_first_question_until_nobody_asks(
         assert (second.start_ns, second.total().count) == (first.start_ns, 2)
 
         later = time.monotonic() + 61
-        monkeypatch.setattr(live.time, "monotonic", lambda: later)
+        monkeypatch.setattr(top_socket.time, "monotonic", lambda: later)
         made.add([step()])
         assert made._aggregator is None
         monkeypatch.undo()
@@ -201,7 +201,7 @@ def test_counts_from_the_first_question_until_nobody_asks(
 def test_nothing_is_loaded_before_the_first_question(ring_base: Path) -> None:
     code = """
 import os, sys
-from picostep.export.live import Live
+from picostep.exporter.top_socket import Live
 from picostep.ringdir import open_dir
 live = Live(open_dir(sys.argv[1], "d", create=True))
 live.start()
@@ -216,7 +216,7 @@ def test_without_the_library(directory: RingDir) -> None:
     code = """
 import sys
 sys.modules["ddsketch"] = None
-from picostep.export.live import Live
+from picostep.exporter.top_socket import Live
 from picostep.ringdir import open_dir
 live = Live(open_dir(*sys.argv[1:], create=False))
 live.start()
@@ -241,7 +241,7 @@ input()
 def test_no_exporter(directory: RingDir) -> None:
     assert ask(directory) is None
     left = socket.socket(socket.AF_UNIX)
-    left.bind(live._address(directory))
+    left.bind(top_socket._address(directory))
     left.close()
     assert ask(directory) is None  # it was killed …
     with listening(directory):
@@ -275,10 +275,10 @@ def test_where_there_can_be_no_socket(directory: RingDir, caplog: pytest.LogCapt
 )
 def test_answers_of_something_else(directory: RingDir, said: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(live._address(directory))
+        server.bind(top_socket._address(directory))
         server.listen()
         reader = subprocess.Popen(
-            [sys.executable, "-c", "import sys; from picostep.export.live import *; "
+            [sys.executable, "-c", "import sys; from picostep.exporter.top_socket import *; "
              "from picostep.ringdir import open_dir\n"
              "try: ask(open_dir(*sys.argv[1:], create=False))\n"
              "except NoAnswer as error: print(error)",

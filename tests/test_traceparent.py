@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 import picostep
-from picostep import recorder
+from picostep import runtime
 from picostep.errors import ArgumentTypeError
 from ringfile import KIB, Rig, drain, frames
 from support import Ingest, Reply, run_python, wait_until
@@ -187,7 +187,7 @@ def test_none_and_empty_are_not_given(rig: Rig, name: str, caplog: pytest.LogCap
 def test_one_warning_that_quotes_nothing(
     rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder, "_traceparent_ignored", False)
+    monkeypatch.setattr(runtime, "_traceparent_ignored", False)
     for text in ("canary-1", GIVEN, "canary-2"):
         for make in MADE.values():
             make(traceparent=text)

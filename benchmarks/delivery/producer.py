@@ -12,7 +12,7 @@ import time
 import traceback
 
 import picostep
-from picostep import recorder
+from picostep import runtime
 from texts import CACHED, COMPLETION, FINISH, REQUESTED, UNCACHED, USED, Texts
 
 
@@ -31,7 +31,7 @@ def record(texts: Texts, steps: int, models: int) -> None:
 
 def _wait_for_space() -> None:
     """A ring gets its space in the background, and until then is a small one."""
-    (ring,) = recorder._rings.values()
+    (ring,) = runtime._rings.values()
     deadline = time.monotonic() + 60
     before = -1
     while ring.ready > before:

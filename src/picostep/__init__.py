@@ -1,6 +1,6 @@
 """picostep records every LLM step of an inference server: https://pypi.org/project/picostep/"""
 
-from picostep._records import (
+from picostep._api import (
     Run,
     Step,
     ToolCall,
@@ -13,7 +13,6 @@ from picostep._records import (
     tool_call,
 )
 from picostep.api import configure, current_traceparent, flush, shutdown, stats
-from picostep.config import get_api_key, get_url
 from picostep.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -22,6 +21,7 @@ from picostep.errors import (
     MissingFieldError,
     PicostepError,
 )
+from picostep.settings.urls import get_api_key, get_url
 
 __version__ = "0.1.0"
 

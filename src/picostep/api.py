@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 
-from picostep import recorder
-from picostep.config import Settings
+from picostep import runtime
 from picostep.errors import ArgumentError, ArgumentTypeError, ConfigError
+from picostep.settings.table import Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def configure(
             redact=redact,
             otlp_content=otlp_content,
         )
-        recorder.configure(new)
+        runtime.configure(new)
     except ConfigError as error:
         del api_key  # what shows errors with the variables of their frames shall not show it
         raise error.with_traceback(None) from None
@@ -149,7 +149,7 @@ def flush(timeout: float | None = None) -> bool:
     Raises:
         ArgumentTypeError, ArgumentError: `timeout` is not a number ≥ 0.
     """
-    return recorder.flush(_seconds(timeout, "flush"))
+    return runtime.flush(_seconds(timeout, "flush"))
 
 
 def shutdown(timeout: float | None = None) -> bool:
@@ -168,7 +168,7 @@ def shutdown(timeout: float | None = None) -> bool:
     Raises:
         ArgumentTypeError, ArgumentError: `timeout` is not a number ≥ 0.
     """
-    return recorder.shutdown(_seconds(timeout, "shutdown"))
+    return runtime.shutdown(_seconds(timeout, "shutdown"))
 
 
 def stats() -> dict[str, Any]:
@@ -210,7 +210,7 @@ def stats() -> dict[str, Any]:
 
         rings: The same for each ring, with its destination and exporter.
     """
-    return recorder.stats()
+    return runtime.stats()
 
 
 def current_traceparent() -> str | None:
@@ -233,7 +233,7 @@ def current_traceparent() -> str | None:
 
 def _seconds(timeout: float | None, where: str) -> float:
     if timeout is None:
-        return recorder.FLUSH_TIMEOUT
+        return runtime.FLUSH_TIMEOUT
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise ArgumentTypeError(
             f"{where}(): timeout must be a number of seconds, not {type(timeout).__name__}"

@@ -20,7 +20,7 @@ __all__ = [
     "RingDir",
     "RingDirError",
     "base",
-    "destinations",
+    "list_directories",
     "make_directories",
     "open_dir",
     "open_own",
@@ -56,7 +56,7 @@ def base(explicit: str | None) -> str:
     return os.path.join(parent, f"picostep-{os.geteuid()}" if hasattr(os, "geteuid") else "picostep")
 
 
-def destinations(base: str) -> list[str]:
+def list_directories(base: str) -> list[str]:
     """Return the names of the ring directories below a base; [] when there is no base."""
     try:
         with os.scandir(base) as entries:

@@ -292,7 +292,7 @@ def exporter_pids(ring_base: Path) -> set[int]:
     found = set()
     for pid in exporters(ring_base):
         with suppress(OSError):
-            if b"picostep.export.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"picostep.exporter.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.add(pid)
     return found
 
@@ -339,7 +339,7 @@ def sample(ring_base: Path) -> list[dict[str, Any]]:
     """
     found = []
     base = str(ring_base / f"picostep-{os.geteuid()}")
-    for name in ringdir.destinations(base):
+    for name in ringdir.list_directories(base):
         directory = ringdir.open_dir(base, name, create=False)
         try:
             for ring_name in directory.ring_names():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from oracle import Host, check_totals, environment, rings, sample, times
-from picostep.export.spool import SYNC_AFTER
+from picostep.exporter.spool import SYNC_AFTER
 from proxy import Proxy, passing, refuse
 from support import Ingest, clean_environment, wait_until
 from workload import digest

@@ -261,15 +261,16 @@ def test_forks_under_load(ring_base: Path, ingest: Ingest, exporter: str) -> Non
 OPENING = """
 import faulthandler, os, signal, sys, threading
 import picostep
-picostep.recorder.FORK_TIMEOUT = 0.01  # else fork() waits for the thread that waits for it
+picostep.runtime.FORK_TIMEOUT = 0.01  # else fork() waits for the thread that waits for it
 
 def trial(nth):
     reached, go = threading.Event(), threading.Event()
     lines = 0
+    OURS = ("runtime.py", "ringdir.py", "table.py", "destination.py", "urls.py")
 
     def line(frame, event, arg):
         nonlocal lines
-        if event == "line" and frame.f_code.co_filename.endswith(("recorder.py", "ringdir.py", "config.py")):
+        if event == "line" and frame.f_code.co_filename.endswith(OURS):
             lines += 1
             if lines == nth:
                 reached.set()

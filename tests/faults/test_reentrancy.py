@@ -167,7 +167,7 @@ def work():
             if "gc" in hooks:
                 Cycle()
             if "log" in hooks:
-                picostep.recorder._misuses.clear()  # only the first of a kind is logged
+                picostep.runtime._misuses.clear()  # only the first of a kind is logged
                 step.end()
     sys.settrace(None)
     sys.setprofile(None)

@@ -16,7 +16,7 @@ from random import Random
 
 import atheris
 
-with atheris.instrument_imports(include=["picostep.export"]):
+with atheris.instrument_imports(include=["picostep.exporter"]):
     from targets import TARGETS
 
 from support import ring_directory

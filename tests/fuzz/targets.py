@@ -20,14 +20,14 @@ from typing import Any, Protocol
 
 import picostep
 from picostep._ring import JSONText, RingError, RingReader
-from picostep.config import Destination
-from picostep.export import segment
-from picostep.export.inbox import DirectoryInbox
-from picostep.export.ledger import Ledger
-from picostep.export.payload import encode_each, encode_local, encode_priced
-from picostep.export.pricing import Pricer
+from picostep.exporter import segment
+from picostep.exporter.ledger import Ledger
+from picostep.exporter.pricer import Pricer
+from picostep.exporter.rings import DirectoryInbox
+from picostep.payload import encode_each, encode_local, encode_priced
 from picostep.prices import PriceTable, PriceTableError
 from picostep.ringdir import RingDir
+from picostep.settings.destination import Destination
 from pricefile import Parts, seal
 from ringfile import (
     FRAME,

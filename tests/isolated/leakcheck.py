@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from picostep import recorder
+from picostep import runtime
 from picostep._ring import RingReader
 
 TURNS = int(sys.argv[1]) if len(sys.argv) > 1 else 4000
@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 def drain() -> None:
     """Empty this process's rings, so that the next records are not dropped."""
-    for ring in recorder._rings.values():
+    for ring in runtime._rings.values():
         if ring.private:
             continue
         (path,) = Path(os.environ["PICOSTEP_DIR"]).rglob("*.ring")

@@ -13,7 +13,7 @@ from random import Random
 from leakcheck import TURNS, check, refused
 
 import picostep
-from picostep import recorder
+from picostep import runtime
 from picostep._keeper import Keeper
 from picostep._ring import HostRing, RingError, RingReader
 from picostep.prices import Cost, CostSum, PriceTable, PriceTableError, builtin
@@ -32,11 +32,11 @@ def open_file(path: Path) -> int:
 
 def a_ring() -> bytes:
     """The file of a dead host, with records of all kinds in the ring."""
-    number = recorder.default_destination()
+    number = runtime.default_destination()
     picostep.shutdown(0)
     ring = HostRing(open_file(PATH), 64 * KIB)
     assert ring.install(number)
-    recorder._rings[number] = ring
+    runtime._rings[number] = ring
     for turn in range(8):
         picostep.send_step("run", prompt="p" * 50, response="\U0001f600", cost=turn, tool_definitions=["x"])
         picostep.send_step("run", prompt="é", response="r", cost=0.5, model_used="m")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import picostep
 from peers.adapters import Adapter
-from picostep import recorder
+from picostep import runtime
 from texts import Texts, chain
 
 
@@ -45,7 +45,7 @@ class Process(Adapter):
 
     def elsewhere(self) -> int:
         """What the ring holds."""
-        return sum(ring.head - ring.tail for ring in recorder._rings.values())
+        return sum(ring.head - ring.tail for ring in runtime._rings.values())
 
     def helpers(self) -> list[int]:
         return [ring["exporter_pid"] for ring in picostep.stats()["rings"] if ring.get("exporter_pid")]

@@ -17,12 +17,14 @@ from picostep.cli.options import counts, moment
 from picostep.cli.rings import look
 from picostep.cli.service import log_to_stderr, serve
 from picostep.cli.text import clean
-from picostep.config import Settings, default_store, destination
 from picostep.demo import NotStored, record
-from picostep.export.payload import encode_local
+from picostep.payload import encode_local
 from picostep.ringdir import EXTERNAL, base
-from picostep.sinks.store import prepare
-from picostep.sinks.store_reader import Cursor, GroupBy, NoStore, Row, StoreReader
+from picostep.settings.destination import resolve_destination
+from picostep.settings.table import Settings
+from picostep.settings.urls import default_store
+from picostep.store.read import Cursor, GroupBy, NoStore, Row, StoreReader
+from picostep.store.write import prepare
 
 __all__ = ["picostep"]
 
@@ -297,7 +299,7 @@ def status(directory: str | None, as_json: bool, log: int) -> None:
     """
     settings = Settings.resolve(dir=directory)
     where = base(settings.dir)
-    target = destination(settings)
+    target = resolve_destination(settings)
     own = EXTERNAL if settings.exporter == "external" else target.fingerprint
     found = look(where, own, log)
     if as_json:
@@ -373,7 +375,7 @@ def spool(sink: str | None, directory: str | None, as_json: bool, what: str | No
         for each in found:
             _print_spooled(settings.spool, each.sink, what)
         return
-    target = destination(settings)
+    target = resolve_destination(settings)
     names = {target.sink_fingerprint(spec): spec for spec in target.to}
     if as_json:
         click.echo(shapes.document(shapes.spool(settings.spool, names, found)))

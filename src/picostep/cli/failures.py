@@ -11,7 +11,7 @@ import click
 
 from picostep.cli.text import clean
 from picostep.errors import ConfigError, PicostepError
-from picostep.sinks.store_reader import AmbiguousRun, NoStore
+from picostep.store.read import AmbiguousRun, NoStore
 
 __all__ = ["IO_FAILED", "NOT_FOUND", "READER_GONE", "USAGE", "Commands", "Failure"]
 

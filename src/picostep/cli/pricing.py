@@ -14,13 +14,14 @@ from typing import Any
 import picostep.prices
 from picostep.cli.failures import NOT_FOUND, USAGE, Failure
 from picostep.cli.text import exact
-from picostep.config import Settings, refreshed_prices
 from picostep.errors import ArgumentError
 from picostep.prices import PriceTable, PriceTableError, builtin, load
 from picostep.prices.amounts import in_pico
 from picostep.prices.explanation import explain
 from picostep.prices.overrides import KEYS, MILLION, Overrides
 from picostep.ringdir import make_directories
+from picostep.settings.table import Settings
+from picostep.settings.urls import refreshed_prices
 
 __all__ = ["Part", "Source", "Tables", "explained", "overrides", "parts", "rate_text", "refresh", "tables"]
 

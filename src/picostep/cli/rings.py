@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from picostep._ring import RingError
-from picostep.ringdir import RingDirError, destinations, open_dir
+from picostep.ringdir import RingDirError, list_directories, open_dir
 
 if TYPE_CHECKING:
     from picostep._ring import RingReader
@@ -85,7 +85,7 @@ def look(base: str, own: str, log_lines: int) -> list[Directory]:
 
         log_lines: How many lines of each log.
     """
-    names = sorted(destinations(base), key=lambda name: (name != own, name))
+    names = sorted(list_directories(base), key=lambda name: (name != own, name))
     return [_look_into(base, name, name == own, log_lines) for name in names]
 
 

@@ -10,25 +10,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from picostep.config import destination
 from picostep.errors import ConfigError
-from picostep.export.live import Live
-from picostep.export.loop import Exporter
-from picostep.export.prepare import preparation
-from picostep.export.process import SignalStop, tune_interpreter
-from picostep.export.spool import open_spools
+from picostep.exporter.loop import Exporter
+from picostep.exporter.process import SignalStop, tune_interpreter
+from picostep.exporter.spool import open_spools
+from picostep.exporter.stages import preparation
+from picostep.exporter.top_socket import Live
 from picostep.ringdir import EXTERNAL, base, open_dir
+from picostep.settings.destination import resolve_destination
 from picostep.sinks import open_sinks
 from picostep.times import iso_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from picostep.config import Settings
-    from picostep.export.payload import Record
-    from picostep.export.spool import Spool
+    from picostep.exporter.spool import Spool
     from picostep.metrics.publish import Publisher
+    from picostep.payload import Record
     from picostep.ringdir import RingDir
+    from picostep.settings.table import Settings
     from picostep.sinks import Sink
 
 __all__ = ["log_to_stderr", "serve"]
@@ -73,7 +73,7 @@ def serve(settings: Settings, once: bool, metrics: Sequence[str] = ()) -> list[s
 
         RingDirError: A directory cannot be used.
     """
-    target = destination(settings)
+    target = resolve_destination(settings)
     stop = SignalStop(signal.SIGTERM, signal.SIGINT)
     posts = []
     with _publisher(metrics) as publisher:
@@ -167,7 +167,9 @@ class _Post:
 
     def _spools(self) -> list[Spool] | None:
         settings = self._settings
-        return open_spools(destination(settings), settings.spool, settings.spool_bytes, settings.spool_age)
+        return open_spools(
+            resolve_destination(settings), settings.spool, settings.spool_bytes, settings.spool_age
+        )
 
     def _exporter(self) -> Exporter:
         return Exporter(

@@ -15,10 +15,10 @@ from picostep.cli.pricing import Source, Tables, parts
 from picostep.cli.rings import Directory
 from picostep.cli.spools import Waiting
 from picostep.cli.text import iso, status_word
-from picostep.config import Destination
 from picostep.prices.amounts import usd
 from picostep.prices.overrides import Overrides
-from picostep.sinks.store_reader import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary
+from picostep.settings.destination import Destination
+from picostep.store.read import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary
 
 if TYPE_CHECKING:
     from picostep.cli.top import Load, Tally

@@ -7,16 +7,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from picostep.export import segment
-from picostep.export.dead_letters import NAME, OLDER
-from picostep.export.spool import ACK, ASIDE, SEGMENT
-from picostep.ringdir import OwnDir, destinations, open_own
+from picostep.exporter import segment
+from picostep.exporter.dead_letters import NAME, OLDER
+from picostep.exporter.spool import ACK, ASIDE, SEGMENT
+from picostep.ringdir import OwnDir, list_directories, open_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from picostep.export.payload import Record
-    from picostep.export.segment import Frame
+    from picostep.exporter.segment import Frame
+    from picostep.payload import Record
 
 __all__ = ["Waiting", "dead_letters", "records", "waiting"]
 
@@ -54,7 +54,7 @@ class Waiting:
 def waiting(base: str) -> list[Waiting]:
     """Look into all spools below a directory; one that cannot be read is left out."""
     found = []
-    for sink in destinations(base):
+    for sink in list_directories(base):
         with suppress(OSError, ValueError):
             found.append(_look(base, sink))
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from picostep.cli import spools
 from picostep.cli.rings import Directory, look
-from picostep.export.live import NoAnswer, ask
+from picostep.exporter.top_socket import NoAnswer, ask
 from picostep.metrics.aggregate import Steps
 from picostep.ringdir import RingDirError, open_dir
 

@@ -44,7 +44,7 @@ from picostep.cli.text import (
     tokens,
 )
 from picostep.prices.overrides import Overrides
-from picostep.sinks.store_reader import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary
+from picostep.store.read import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary
 
 if TYPE_CHECKING:
     from picostep.cli.top import Load, Tally

@@ -8,13 +8,13 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from picostep.export.payload import well_formed
 from picostep.metrics.histogram import Buckets, Histogram
+from picostep.payload import well_formed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from picostep.export.payload import Record
+    from picostep.payload import Record
 
 __all__ = ["MOST_LABELS", "OTHER", "Aggregator", "Labels", "Snapshot", "Steps"]
 

@@ -11,7 +11,7 @@ import orjson
 
 from picostep.metrics.text import decimal
 from picostep.sinks import Undelivered
-from picostep.sinks.otlp_http import MOST_BYTES, SCOPE, Receiver, TakesProtobuf
+from picostep.sinks.otlp.http import MOST_BYTES, SCOPE, Receiver, TakesProtobuf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

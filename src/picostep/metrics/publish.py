@@ -6,15 +6,15 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from picostep import otelenv
-from picostep.config import otlp_endpoint
 from picostep.errors import ConfigError
 from picostep.metrics.aggregate import Aggregator
 from picostep.metrics.families import families
 from picostep.metrics.otlp import Pusher
 from picostep.metrics.server import Server
 from picostep.metrics.text import text
-from picostep.sinks.otlp_http import Receiver
+from picostep.settings import otel
+from picostep.settings.urls import otlp_endpoint
+from picostep.sinks.otlp.http import Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ class Publisher:
         self._rings: list[Callable[[], Mapping[str, Any]]] = []
         ports = [_port(target) for target in targets if not target.startswith(_OTLP)]
         receivers = [_receiver(target, environ) for target in targets if target.startswith(_OTLP)]
-        every = otelenv.metric_interval(environ)
+        every = otel.metric_interval(environ)
         with ExitStack() as opened:
             for port in ports:
                 opened.callback(Server(port, self.text).stop)
@@ -91,4 +91,4 @@ def _port(target: str) -> int:
 def _receiver(target: str, environ: Mapping[str, str]) -> Receiver:
     url = otlp_endpoint(target.removeprefix(_OTLP), "--metrics", _OTLP_PATH)
     # Receivers written in Rust take metrics as JSON, and lose them: opentelemetry-rust 2487 and 3527.
-    return Receiver(url, otelenv.plain(environ, "METRICS"), "--metrics", prefer_protobuf=True)
+    return Receiver(url, otel.plain(environ, "METRICS"), "--metrics", prefer_protobuf=True)

@@ -9,7 +9,7 @@ from typing import Any
 from picostep._cost import Cost, check_tokens
 from picostep.errors import ArgumentError, ArgumentTypeError, ConfigError
 from picostep.prices.amounts import in_pico, usd
-from picostep.settingsfile import read
+from picostep.settings.files import read
 
 __all__ = ["Override", "Overrides"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from time import monotonic
 
 from picostep._cost import Cost, PriceTable, PriceTableError
-from picostep.config import refreshed_prices
 from picostep.errors import ArgumentError, ConfigError
 from picostep.prices import builtin, load, price_counts, user_cost_pico
+from picostep.settings.urls import refreshed_prices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from picostep.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from picostep.config import Destination
-    from picostep.export.payload import Record
+    from picostep.payload import Record
+    from picostep.settings.destination import Destination
 
     Factory = Callable[[str, Destination], "Sink"]
 
@@ -179,7 +179,7 @@ def _stdout(rest: str, destination: Destination) -> Sink:
 
 
 def _store(path: str, destination: Destination) -> Sink:
-    from picostep.sinks.store import StoreSink
+    from picostep.store.write import StoreSink
 
     return StoreSink(path)
 

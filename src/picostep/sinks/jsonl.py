@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from picostep.errors import ConfigError
-from picostep.export.payload import encode_each, encode_local
+from picostep.payload import encode_each, encode_local
 from picostep.sinks import RetryLater
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from picostep.export.payload import Record
+    from picostep.payload import Record
 
 __all__ = ["JsonlSink", "StdoutSink"]
 

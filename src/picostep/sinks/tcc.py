@@ -6,15 +6,15 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from picostep.errors import ConfigError
-from picostep.export.payload import encode, encode_each, encode_priced
+from picostep.payload import encode, encode_each, encode_priced
 from picostep.sinks import Undelivered
 from picostep.sinks.http import HEADERS, Client, checked_url, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from picostep.config import Destination
-    from picostep.export.payload import Record
+    from picostep.payload import Record
+    from picostep.settings.destination import Destination
 
 __all__ = ["TccSink"]
 

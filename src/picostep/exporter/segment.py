@@ -33,7 +33,7 @@ from picostep._ring import JSONText
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from picostep.export.payload import Record
+    from picostep.payload import Record
 
 __all__ = [
     "Damaged",

@@ -9,19 +9,19 @@ import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from picostep.export.batch import Batch, Breaks
-from picostep.export.channel import Channel
-from picostep.export.dead_letters import DeadLetters
-from picostep.export.inbox import DirectoryInbox, Inbox
-from picostep.export.ledger import Ledger
+from picostep.exporter.batch import Batch, Breaks
+from picostep.exporter.dead_letters import DeadLetters
+from picostep.exporter.ledger import Ledger
+from picostep.exporter.rings import DirectoryInbox, Inbox
+from picostep.exporter.sink_worker import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
     from picostep._ring import RingReader
-    from picostep.export.payload import Record
-    from picostep.export.spool import Spool
+    from picostep.exporter.spool import Spool
+    from picostep.payload import Record
     from picostep.ringdir import RingDir
     from picostep.sinks import Sink
 

@@ -15,8 +15,8 @@ from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from picostep.export.payload import well_formed
-from picostep.sinks.store import TABLES, StoreError, check_version, identity, is_empty
+from picostep.payload import well_formed
+from picostep.store.write import TABLES, StoreError, check_version, identity, is_empty
 
 __all__ = [
     "AmbiguousRun",

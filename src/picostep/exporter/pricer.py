@@ -13,8 +13,8 @@ from picostep.prices.steps import current, price_step
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from picostep.config import Destination
-    from picostep.export.payload import Record
+    from picostep.payload import Record
+    from picostep.settings.destination import Destination
 
 __all__ = ["Pricer"]
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from picostep.errors import PicostepError
-from picostep.export.payload import merged_metadata, well_formed
+from picostep.payload import merged_metadata, well_formed
 from picostep.ringdir import make_directories
 from picostep.sinks import RetryLater
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from picostep.export.payload import Record
+    from picostep.payload import Record
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x7069636F  # "pico": tells our file from any other SQLite database

@@ -12,9 +12,9 @@ from picostep.sinks import Refused, Rejected, RetryLater
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from picostep.export.batch import Work
-    from picostep.export.dead_letters import DeadLetters
-    from picostep.export.payload import Record
+    from picostep.exporter.batch import Work
+    from picostep.exporter.dead_letters import DeadLetters
+    from picostep.payload import Record
     from picostep.sinks import Sink
 
 __all__ = ["Answer", "Outlet", "counted_as"]

@@ -9,17 +9,17 @@ import traceback
 from collections import deque
 from typing import TYPE_CHECKING
 
-from picostep.export.batch import Work
-from picostep.export.outlet import Outlet, counted_as
-from picostep.export.spool import Part
+from picostep.exporter.attempts import Outlet, counted_as
+from picostep.exporter.batch import Work
+from picostep.exporter.spool import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from picostep.export.batch import Batch, Breaks, Slice
-    from picostep.export.dead_letters import DeadLetters
-    from picostep.export.outlet import Answer
-    from picostep.export.spool import Done, Spool
+    from picostep.exporter.attempts import Answer
+    from picostep.exporter.batch import Batch, Breaks, Slice
+    from picostep.exporter.dead_letters import DeadLetters
+    from picostep.exporter.spool import Done, Spool
     from picostep.sinks import Sink
 
 __all__ = ["Channel", "Delivery"]

@@ -19,8 +19,8 @@ from picostep._ring import JSONText
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from picostep.config import Destination
-    from picostep.export.payload import Record
+    from picostep.payload import Record
+    from picostep.settings.destination import Destination
 
 __all__ = ["WITHHELD", "Redactor", "redact"]
 

@@ -15,13 +15,14 @@ import sys
 from _thread import get_ident
 from time import monotonic, sleep
 
-from picostep import _records, _ring
-from picostep import config as _config
+from picostep import _api, _ring
 from picostep._keeper import Keeper
 from picostep._ring import rings as _rings
-from picostep.config import Destination, Settings
 from picostep.errors import ConfigError, PicostepError
 from picostep.ringdir import EXTERNAL, base, open_dir
+from picostep.settings.destination import Destination, resolve_destination
+from picostep.settings.table import Settings
+from picostep.settings.urls import refreshed_prices
 from picostep.times import to_ns
 from picostep.usage import disjoint
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "cost",
     "default_destination",
-    "destination",
+    "destination_index",
     "disjoint",
     "ignored_traceparent",
     "misused",
@@ -58,7 +59,7 @@ FORK_TIMEOUT = 2.0  # seconds
 # library comes first. load(), not read(): a child that the host forks meanwhile may keep the pipe open.
 BOOT = (
     "import sys, marshal; c = marshal.load(sys.stdin.buffer); sys.path += c['path']; "
-    "from picostep.export.process import main; raise SystemExit(main(c))"
+    "from picostep.exporter.process import main; raise SystemExit(main(c))"
 )
 
 _settings: Settings | None = None
@@ -91,7 +92,7 @@ def configure(new: Settings) -> None:
         _where(new)
     _settings, _default = new, -1
     _numbers.clear()
-    _records.use(-1, new.disabled, new.misuse == "raise")
+    _api.use(-1, new.disabled, new.misuse == "raise")
 
 
 # ---- called by the core ------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def default_destination() -> int:
     return NOWHERE if _interrupts_itself() else _may_import(_resolve_default)
 
 
-def destination(api_key: str | None, tcc_url: str | None, feedback_url: str | None) -> int:
+def destination_index(api_key: str | None, tcc_url: str | None, feedback_url: str | None) -> int:
     """Return the number of the destination of one run, step, tool call or feedback; raises ConfigError."""
     key = (api_key, tcc_url, feedback_url)
     number = _numbers.get(key)
@@ -165,7 +166,7 @@ def _resolve_default() -> int:
         # Steps that are not recorded have a cost, too.
         wanted = Destination((), prices=current.prices) if current.disabled else _where(current)
         _default = _number(wanted)
-    _records.use(_default, current.disabled, current.misuse == "raise")
+    _api.use(_default, current.disabled, current.misuse == "raise")
     if not current.disabled:
         _provide_ring(_default)
     return _default
@@ -185,7 +186,7 @@ def _resolve(key: tuple[str | None, str | None, str | None]) -> int:
 def _where(current: Settings, *own: str | None) -> Destination:
     """Work out a destination; no frame that holds the key stays in the traceback of an error."""
     try:
-        return _config.destination(current, *own)
+        return resolve_destination(current, *own)
     except ConfigError as error:
         del own
         raise error.with_traceback(None) from None
@@ -260,7 +261,7 @@ def open_ring(number: int) -> None:
         _may_import(lambda: _provide_ring(number))
 
 
-_ENTRIES = frozenset(function.__code__ for function in (default_destination, destination, open_ring))
+_ENTRIES = frozenset(function.__code__ for function in (default_destination, destination_index, open_ring))
 
 
 def _provide_ring(number: int) -> None:
@@ -446,7 +447,7 @@ def _export(number: int, current: Settings, path: str | None, problem: str | Non
 
 
 def _thread_exporter() -> ModuleType:
-    from picostep.export import thread
+    from picostep.exporter import thread
 
     return thread
 
@@ -532,7 +533,7 @@ def _price_table_errors() -> int:
 
     if "picostep.prices.steps" not in sys.modules:
         try:
-            if not exists(_config.refreshed_prices()):
+            if not exists(refreshed_prices()):
                 return 0
         except ConfigError:
             return 0
@@ -548,7 +549,7 @@ def _price_table_errors() -> int:
 def _at_exit() -> None:
     """Leave when the records are delivered or spooled, after `exit_timeout` at the latest."""
     if _ends_by_exception():
-        _records.keep_runs()  # reported as failed, like those of a process that is killed
+        _api.keep_runs()  # reported as failed, like those of a process that is killed
     else:
         for ring in list(_rings.values()):
             ring.abandon_runs()
@@ -579,4 +580,4 @@ def _logger() -> Logger:
     return logging.getLogger("picostep")
 
 
-_records.bind(sys.modules[__name__])
+_api.bind(sys.modules[__name__])

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from picostep.sinks.spans import repaired
+from picostep.sinks.otlp.spans import repaired
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from picostep.sinks.spans import Span, Value
+    from picostep.sinks.otlp.spans import Span, Value
 
 __all__ = ["encode_span", "rejected_spans", "request"]
 

@@ -8,12 +8,12 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from picostep.export.payload import encode_local
+from picostep.payload import encode_local
 from picostep.ringdir import OwnDir, open_own
 from picostep.times import iso_ms
 
 if TYPE_CHECKING:
-    from picostep.export.payload import Record
+    from picostep.payload import Record
 
 __all__ = ["NAME", "OLDER", "DeadLetters"]
 

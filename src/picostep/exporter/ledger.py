@@ -6,14 +6,14 @@ import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from picostep.export.batch import spool_name
+from picostep.exporter.batch import spool_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from picostep._ring import RingReader
-    from picostep.export.batch import Batch
-    from picostep.export.channel import Channel, Delivery
+    from picostep.exporter.batch import Batch
+    from picostep.exporter.sink_worker import Channel, Delivery
 
 __all__ = ["Ledger"]
 

@@ -12,12 +12,12 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, Instr
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from picostep.sinks.spans import repaired
+from picostep.sinks.otlp.spans import repaired
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from picostep.sinks.spans import Span, Value
+    from picostep.sinks.otlp.spans import Span, Value
 
 __all__ = ["encode_span", "rejected_spans", "request"]
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from picostep.export.payload import merged_metadata, total_cost, well_formed
+from picostep.payload import merged_metadata, total_cost, well_formed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from picostep.export.payload import Record
+    from picostep.payload import Record
 
 __all__ = ["Span", "Value", "repaired", "span"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from picostep.export.pricing import Pricer
-from picostep.export.redact import Redactor
+from picostep.exporter.pricer import Pricer
+from picostep.exporter.redact import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from picostep.config import Destination
-    from picostep.export.payload import Record
+    from picostep.payload import Record
+    from picostep.settings.destination import Destination
 
 __all__ = ["preparation"]
 

@@ -39,7 +39,7 @@ class Receiver:
     Args:
         url: Whole endpoint.
 
-        rows: From `picostep.otelenv.plain()`.
+        rows: From `picostep.settings.otel.plain()`.
 
         name: Whose it is, for messages.
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from picostep.export.payload import encode_each
-from picostep.sinks import Refused, Undelivered, spans_json
-from picostep.sinks.otlp_http import MOST_BYTES, SCOPE, Receiver, TakesProtobuf
-from picostep.sinks.spans import span
+from picostep.payload import encode_each
+from picostep.sinks import Refused, Undelivered
+from picostep.sinks.otlp import json
+from picostep.sinks.otlp.http import MOST_BYTES, SCOPE, Receiver, TakesProtobuf
+from picostep.sinks.otlp.spans import span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from picostep.config import Destination
-    from picostep.export.payload import Record
-    from picostep.sinks.spans import Span, Value
+    from picostep.payload import Record
+    from picostep.settings.destination import Destination
+    from picostep.sinks.otlp.spans import Span, Value
 
 __all__ = ["OtlpSink"]
 
 
 class _Form(Protocol):
-    """What the modules `spans_json` and `spans_protobuf` have in common."""
+    """What the modules `json` and `protobuf` have in common."""
 
     def encode_span(self, made: Span) -> bytes: ...
 
@@ -41,7 +42,7 @@ class OtlpSink:
     Args:
         url: Whole endpoint.
 
-        destination: With the rows of `picostep.otelenv.plain()`.
+        destination: With the rows of `picostep.settings.otel.plain()`.
 
     Raises:
         ConfigError: The URL, the file of certificates or the protocol cannot be used.
@@ -76,10 +77,10 @@ class OtlpSink:
 
     def _chosen_form(self) -> _Form:
         if not self._receiver.protobuf:
-            return spans_json
-        from picostep.sinks import spans_protobuf
+            return json
+        from picostep.sinks.otlp import protobuf
 
-        return spans_protobuf
+        return protobuf
 
     def _deliver(self, records: Sequence[Record]) -> Mapping[int, str]:
         not_taken: dict[int, str] = {}

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from picostep.export.payload import Record
     from picostep.metrics.aggregate import Aggregator, Snapshot
+    from picostep.payload import Record
     from picostep.ringdir import RingDir
 
 __all__ = ["Live", "NoAnswer", "ask"]

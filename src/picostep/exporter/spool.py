@@ -20,14 +20,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from picostep import _ring
-from picostep.export import segment
+from picostep.exporter import segment
 from picostep.ringdir import OwnDir, RingDirError, open_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from picostep.config import Destination
-    from picostep.export.payload import Record
+    from picostep.payload import Record
+    from picostep.settings.destination import Destination
 
 __all__ = ["Done", "Part", "Spool", "open_spools"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from picostep.errors import ConfigError
-from picostep.settingsfile import read
+from picostep.settings.files import read
 
 __all__ = ["PRESET", "from_file", "plain"]
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from picostep.errors import ConfigError
 
 if TYPE_CHECKING:
-    from picostep.config import Destination
     from picostep.ringdir import RingDir
+    from picostep.settings.destination import Destination
 
 __all__ = ["SignalStop", "main", "tune_interpreter"]
 
@@ -52,8 +52,8 @@ def main(config: dict[str, Any]) -> int:
         Exit status: 0, or 3 when a sink cannot be opened.
     """
     _detach(config["lock_fd"])
-    from picostep.config import Destination
     from picostep.ringdir import open_dir
+    from picostep.settings.destination import Destination
 
     directory = open_dir(config["base"], config["directory"], create=False)
     _log_to(directory, config["debug"])
@@ -61,11 +61,11 @@ def main(config: dict[str, Any]) -> int:
 
 
 def _export(directory: RingDir, destination: Destination, config: dict[str, Any]) -> int:
-    from picostep.export.inbox import tell_hosts
-    from picostep.export.live import Live
-    from picostep.export.loop import Exporter
-    from picostep.export.prepare import preparation
-    from picostep.export.spool import open_spools
+    from picostep.exporter.loop import Exporter
+    from picostep.exporter.rings import tell_hosts
+    from picostep.exporter.spool import open_spools
+    from picostep.exporter.stages import preparation
+    from picostep.exporter.top_socket import Live
     from picostep.sinks import open_sinks
 
     try:

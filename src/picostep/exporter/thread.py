@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from picostep._ring import RingReader
 from picostep.errors import ConfigError
-from picostep.export.inbox import tell_hosts
-from picostep.export.loop import Exporter
-from picostep.export.prepare import preparation
-from picostep.export.spool import open_spools
+from picostep.exporter.loop import Exporter
+from picostep.exporter.rings import tell_hosts
+from picostep.exporter.spool import open_spools
+from picostep.exporter.stages import preparation
 from picostep.ringdir import open_dir
 from picostep.sinks import open_sinks
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from picostep._ring import HostRing
-    from picostep.config import Destination, Settings
     from picostep.ringdir import RingDir
+    from picostep.settings.destination import Destination
+    from picostep.settings.table import Settings
     from picostep.sinks import Sink
 
 __all__ = ["export_private", "export_shared"]

@@ -70,9 +70,9 @@ cdef struct Draft:
     PyObject *text[MAX_TEXTS]       # owned; NULL where record.present has no bit
 
 
-# ---- what the recorder tells this module -------------------------------------------------------------------
+# ---- what the runtime tells this module -------------------------------------------------------------------
 
-cdef object recorder = None         # opens rings and destinations: picostep.recorder, bound at import
+cdef object runtime = None         # opens rings and destinations: picostep.runtime, bound at import
 cdef int default_destination = -1   # -1: not resolved yet
 cdef bint disabled = False
 cdef bint raising = True
@@ -81,8 +81,8 @@ cdef bint keeping = False           # runs that are let go stay in the tables of
 
 def bind(module) -> None:
     """Gives this module the functions it calls when something happens for the first time."""
-    global recorder
-    recorder = module
+    global runtime
+    runtime = module
 
 
 def use(int destination, bint is_disabled, bint raises) -> None:
@@ -107,7 +107,7 @@ cdef int destination_of(object api_key, object tcc_url, str where) except -1:
         index = default_destination
         if index >= 0 and (disabled or host.ring[index] != NULL):
             return index
-        return recorder.default_destination()
+        return runtime.default_destination()
     if not (api_key is None or isinstance(api_key, str)):
         # Without the value: it may well be a key.
         fail(ArgumentTypeError, f"{where}(): api_key must be str, not {type(api_key).__name__}")
@@ -115,7 +115,7 @@ cdef int destination_of(object api_key, object tcc_url, str where) except -1:
     if not (tcc_url is None or isinstance(tcc_url, str)):
         wrong_type(where, "tcc_url", "str", tcc_url)
         tcc_url = None
-    return recorder.destination(api_key or None, tcc_url or None, None)
+    return runtime.destination_index(api_key or None, tcc_url or None, None)
 
 
 # ---- misuse ------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ cdef int fail(object kind, str message) except -1:
     """Raises, or in the mode "log" counts and logs; the caller then goes on as if there had been no call."""
     if raising:
         raise kind(message)
-    recorder.misused(kind.__name__, message)
+    runtime.misused(kind.__name__, message)
     return 0
 
 
@@ -225,7 +225,7 @@ cdef int set_given_traceparent(Draft *draft, object value, str where) except -1:
             and parse_traceparent(<const uint8_t *>PyUnicode_DATA(value), PyUnicode_GET_LENGTH(value), text)):
         put(draft, TRACEPARENT, text[:TRACEPARENT_SIZE].decode("ascii"), False)
     else:
-        recorder.ignored_traceparent(where)
+        runtime.ignored_traceparent(where)
     return 1
 
 
@@ -484,7 +484,7 @@ cdef inline int begin(Draft *draft, int kind, object start_time, str where) exce
 
 cdef int begin_at(Draft *draft, object start_time, str where) except -1:
     try:
-        draft.record.start_ns = recorder.to_ns(start_time, "start_time")
+        draft.record.start_ns = runtime.to_ns(start_time, "start_time")
         draft.record.flags |= START_GIVEN
     except (ArgumentError, ArgumentTypeError) as error:
         fail(type(error), f"{where}(): {error}")
@@ -542,7 +542,7 @@ cdef inline int stamp(Draft *draft, object end_time, str where) except -1:
 
 cdef int64_t given_end(object end_time, int64_t now, int64_t start, str where) except? -1:
     try:
-        end = recorder.to_ns(end_time, "end_time")
+        end = runtime.to_ns(end_time, "end_time")
     except (ArgumentError, ArgumentTypeError) as error:
         fail(type(error), f"{where}(): {error}")
         return now
@@ -559,7 +559,7 @@ cdef inline bint hand_over(Draft *draft, int destination) except? -1:
         return False
     ring = host.ring[destination]
     if ring == NULL:
-        recorder.open_ring(destination)
+        runtime.open_ring(destination)
         ring = host.ring[destination]
         if ring == NULL:
             host.unrecorded += 1
@@ -868,7 +868,7 @@ cdef class Step(_Handle):
         What cost() was given, else what follows from model and tokens: at once, also before end(). A float
         counts as the shortest decimal that denotes it.
         """
-        return recorder.cost(self.priced(), self.destination)[0]
+        return runtime.cost(self.priced(), self.destination)[0]
 
     @property
     def cost_status(self) -> str:
@@ -877,7 +877,7 @@ cdef class Step(_Handle):
         One of picostep.prices.STATUSES: "user", "override", "priced", "free", "unknown_model" …;
         docs/prices.md explains them.
         """
-        return recorder.cost(self.priced(), self.destination)[1]
+        return runtime.cost(self.priced(), self.destination)[1]
 
     @cython.critical_section
     cdef dict priced(self):
@@ -972,7 +972,7 @@ cdef class Step(_Handle):
             not_open(self.state, "Step.usage")
             return self
         try:
-            uncached, cached, completion, cache_write, cache_write_1h, reasoning = recorder.disjoint(obj)
+            uncached, cached, completion, cache_write, cache_write_1h, reasoning = runtime.disjoint(obj)
         except (ArgumentError, ArgumentTypeError) as error:
             fail(type(error), f"Step.usage(): {error}")
         else:
@@ -1361,7 +1361,7 @@ def submit_feedback(run_id, score=None, text=None, api_key=None, tcc_url=None) -
         if api_key is not None and not isinstance(api_key, str):
             fail(ArgumentTypeError, f"submit_feedback(): api_key must be str, not {type(api_key).__name__}")
             api_key = None
-        destination = recorder.destination(api_key or None, None, tcc_url)
+        destination = runtime.destination_index(api_key or None, None, tcc_url)
     return record_feedback(run_id, score, text, destination, "submit_feedback")
 
 

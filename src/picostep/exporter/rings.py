@@ -11,15 +11,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from picostep._ring import RingError
-from picostep.export.ended import EndedRuns
-from picostep.export.ledger import Ledger
+from picostep.exporter.ended_runs import EndedRuns
+from picostep.exporter.ledger import Ledger
 from picostep.ringdir import NEW_PREFIX, RING_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from picostep._ring import RingReader
-    from picostep.export.batch import Batch
+    from picostep.exporter.batch import Batch
     from picostep.ringdir import RingDir
 
 __all__ = ["DirectoryInbox", "Inbox", "tell_hosts"]

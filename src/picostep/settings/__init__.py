@@ -1,0 +1,1 @@
+"""Settings: their table, URLs and keys, and the destination that follows from them."""
