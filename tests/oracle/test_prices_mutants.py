@@ -14,7 +14,7 @@ pytest.importorskip("genai_prices", reason="genai-prices needs Python 3.11")
 
 from prices_oracle import CAMPAIGN, SEED
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "ext" / "picostep"
 CALLS = 2000
 
@@ -101,7 +101,7 @@ def compiled(text: str, away: Path) -> Path:
 
 def failures(module: Path) -> int:
     """Count the calls for which a module differs from the references, in a process of its own."""
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(module), str(SEED), str(CALLS)],
         env={**os.environ, "PYTHONPATH": path},

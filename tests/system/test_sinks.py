@@ -28,7 +28,7 @@ from picostep.sinks.tcc import TccSink
 from support import Ingest, Reply, free_port, talkative
 
 KEY = "dev_secret-key"
-CERTIFICATE = Path(__file__).parent / "data" / "self_signed.pem"
+CERTIFICATE = Path(__file__).parents[1] / "data" / "self_signed.pem"
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 

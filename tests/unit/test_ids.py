@@ -13,7 +13,7 @@ import pytest
 
 import picostep
 
-HEADER = Path(__file__).parents[1] / "ext" / "picostep" / "chacha.h"
+HEADER = Path(__file__).parents[2] / "ext" / "picostep" / "chacha.h"
 PROGRAM = """
 #include <stdio.h>
 #include "chacha.h"

@@ -36,7 +36,7 @@ from picostep.exporter.top_socket import Live, NoAnswer, ask
 from picostep.metrics.aggregate import Aggregator, Snapshot, Steps
 from picostep.ringdir import RingDir, base, open_dir
 from support import clean_environment, exporters, kill_exporters, run_python, wait_until
-from test_metrics import START, exact, step
+from timed import START, exact, step
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="exporters are threads there")
 

@@ -42,7 +42,7 @@ from support import Ingest, Reply, Request, free_port, run_python, talkative, wa
 KEY = "KEYcanary-93ab0c"
 RUN_ID = "01234567-89ab-4def-8123-456789abcdef"
 TRACE_ID = "0123456789ab4def8123456789abcdef"
-CERTIFICATE = Path(__file__).parent / "data" / "self_signed.pem"
+CERTIFICATE = Path(__file__).parents[1] / "data" / "self_signed.pem"
 TIMES = {
     "start_ns": 1_700_000_000_000_000_001,
     "end_ns": 1_700_000_001_000_000_002,
@@ -345,7 +345,7 @@ def test_what_is_no_message_is_a_text(text: str) -> None:
 
 
 def test_every_attribute_is_documented() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "otlp.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "otlp.md").read_text(encoding="utf-8")
     keys = {re.sub(r"\.\d+\.", ".N.", key) for record in FULL for key in span(record).attributes}
     told = {key for key in keys if f"`{key}`" in page}
     assert {re.sub(r"_messages\.N\.message.*", "", key) for key in keys - told} <= {"llm.input", "llm.output"}

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("mypy")
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def run(*args: str, cwd: Path) -> str:
@@ -28,7 +28,7 @@ def test_program_type_checks(tmp_path: Path) -> None:
         "--strict",
         "--config-file=",
         f"--cache-dir={tmp_path}",
-        str(HERE / "typing" / "api.py"),
+        str(TESTS / "typing" / "api.py"),
         cwd=tmp_path,
     )
 
@@ -37,7 +37,7 @@ def test_stubs_say_what_is_there(tmp_path: Path) -> None:
     config = tmp_path / "mypy.ini"
     config.write_text(f"[mypy]\ncache_dir = {tmp_path}\n")
     modules = ("picostep._cost", "picostep._api", "picostep._ring", "picostep._keeper")
-    allowed = str(HERE / "stubtest-allowlist")
+    allowed = str(TESTS / "stubtest-allowlist")
 
     out = run(
         "mypy.stubtest", *modules, "--allowlist", allowed, "--mypy-config-file", str(config), cwd=tmp_path

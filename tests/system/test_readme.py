@@ -10,7 +10,7 @@ import pytest
 
 from support import run_python
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="needs a checkout: the README is not installed")

@@ -21,7 +21,7 @@ from support import clean_environment, ring_directory, run_python, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
@@ -281,7 +281,7 @@ def run_on_tmpfs(tmp_path: Path, size: str, code: str) -> str:
     target = tmp_path / "small"
     target.mkdir()
     script = 'mount -t tmpfs -o "size=$1" none "$2" && exec "$3" -c "$4" "$2"'
-    code = f"import sys; sys.path.insert(0, {str(HERE)!r})\n{textwrap.dedent(code)}"
+    code = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{textwrap.dedent(code)}"
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", script, "sh", size, str(target), sys.executable, code],
         env=clean_environment(**settings(target)),

@@ -49,7 +49,7 @@ from picostep.sinks import RetryLater
 from picostep.sinks.jsonl import JsonlSink
 from picostep.sinks.otlp import http as otlp_http
 from support import Ingest, Reply, Request, clean_environment, free_port, run_python, wait_until
-from test_metrics import START, exact, step
+from timed import START, exact, step
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings are private there")
 
@@ -487,7 +487,7 @@ def test_ten_thousand_models(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_family_is_documented() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     told = re.findall(
         r"^\| `(picostep_\w+)` \| `([\w.]+)` \| (counter|gauge|histogram)\b", page, re.MULTILINE
     )

@@ -31,7 +31,7 @@ from support import clean_environment, run_python
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SECRET = "sk-secret-content"
 CAMPAIGN = os.environ.get("PICOSTEP_CAMPAIGN") == "1"
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -569,7 +569,7 @@ def test_misuse_is_logged_once_a_kind(tmp_path: Path) -> None:
     """No wrong call raises; each is counted; calls that are right go on as if there had been none."""
     code = f"""
     import sys
-    sys.path.insert(0, {str(HERE)!r})
+    sys.path[:0] = [{str(TESTS)!r}, {str(TESTS / "unit")!r}]
     import picostep, test_records as t
     calls = wrong = 0
     for cases, bad in [
@@ -698,13 +698,13 @@ def test_references_are_returned(rig: Rig) -> None:
 
 
 @pytest.mark.skipif(FREE_THREADED, reason="blocks are counted per thread there")
-@pytest.mark.parametrize("script", sorted(path.name for path in (HERE / "isolated").glob("leaks*.py")))
+@pytest.mark.parametrize("script", sorted(path.name for path in (TESTS / "isolated").glob("leaks*.py")))
 @pytest.mark.timeout(3600)
 def test_nothing_leaks(tmp_path: Path, script: str) -> None:
     """A campaign has a million turns of whole steps."""
     env = clean_environment(PICOSTEP_EXPORTER="off", PICOSTEP_DIR=str(tmp_path), PICOSTEP_TO="stdout")
     done = subprocess.run(
-        [sys.executable, str(HERE / "isolated" / script), "100000" if CAMPAIGN else "1000"],
+        [sys.executable, str(TESTS / "isolated" / script), "100000" if CAMPAIGN else "1000"],
         env=env,
         capture_output=True,
         text=True,

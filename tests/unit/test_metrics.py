@@ -4,10 +4,8 @@ Metrics: what the exporter counts, against sums made independently of the same r
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,14 +14,7 @@ from hypothesis import strategies as st
 from picostep.metrics.aggregate import MOST_LABELS, Aggregator, Labels, Snapshot, Steps
 from picostep.metrics.histogram import HIGHEST, LOWEST, RELATIVE_ERROR, Histogram
 from picostep.payload import Record
-
-START = 1_700_000_000_000_000_001
-SECOND = 1_000_000_000
-
-
-def step(**fields: Any) -> Record:
-    times = {"start_ns": START, "end_ns": START + SECOND, "status_code": 0}
-    return {"kind": "step", "run_id": "r", "step_id": "s", **times, **fields}
+from timed import SECOND, START, exact, step
 
 
 def counted(*records: Record) -> Snapshot:
@@ -35,11 +26,6 @@ def counted(*records: Record) -> Snapshot:
 def only(snapshot: Snapshot) -> tuple[Labels, Steps]:
     (found,) = snapshot.steps.items()
     return found
-
-
-def exact(values: list[int], q: float) -> int:
-    """The value at the rank that a percentile names."""
-    return sorted(values)[math.floor(q * (len(values) - 1))]
 
 
 class TestHistogram:
