@@ -22,7 +22,7 @@ import pytest
 
 from picostep import ringdir
 from picostep.exporter import attempts, loop, process
-from picostep.exporter.attempts import Outlet
+from picostep.exporter.attempts import Attempts
 from picostep.exporter.batch import Work
 from picostep.exporter.loop import Exporter
 from picostep.payload import Record
@@ -496,21 +496,21 @@ def test_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
     record = {"prompt": "p"}
     work = Work([record], 1, None)
-    sink = Outlet(Recorder(judge))
+    offered = Attempts(Recorder(judge))
 
     def attempt() -> None:
-        sink.settle(work, sink.offer(work.records(*work.todo[-1])))
+        offered.apply_answer(work, offered.offer(work.records(*work.todo[-1])))
 
     longest = 0.0
     for failures in range(2000):
         attempt()
-        assert 0 <= sink.delay() <= min(0.5 * 2 ** min(failures, 9), 60)
-        longest = max(longest, sink.delay())
+        assert 0 <= offered.delay() <= min(0.5 * 2 ** min(failures, 9), 60)
+        longest = max(longest, offered.delay())
     assert longest > 30  # at random up to the limit, not always little
     for asked, given in [(7.0, 7.0), (1000.0, 300.0), (0.0, 0.5)]:
         after[0] = asked
         attempt()
-        assert given - 0.1 < sink.delay() <= given
+        assert given - 0.1 < offered.delay() <= given
 
 
 # --- the process --------------------------------------------------------------------------------------------

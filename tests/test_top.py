@@ -31,7 +31,7 @@ from rich.console import Console, Group
 from picostep.cli.commands import picostep
 from picostep.cli.top import Load, Tally, Watch, top_view
 from picostep.exporter import top_socket
-from picostep.exporter.top_socket import Live, NoAnswer, ask
+from picostep.exporter.top_socket import NoAnswer, TopSocket, ask
 from picostep.metrics.aggregate import Aggregator, Snapshot, Steps
 from picostep.ringdir import RingDir, base, open_dir
 from support import clean_environment, exporters, kill_exporters, run_python, wait_until
@@ -119,8 +119,8 @@ def directory(ring_base: Path) -> Iterator[RingDir]:
 
 
 @contextmanager
-def listening(directory: RingDir) -> Iterator[Live]:
-    made = Live(directory)
+def listening(directory: RingDir) -> Iterator[TopSocket]:
+    made = TopSocket(directory)
     made.start()
     try:
         yield made
@@ -200,9 +200,9 @@ def test_counts_from_the_first_question_until_nobody_asks(
 def test_nothing_is_loaded_before_the_first_question(ring_base: Path) -> None:
     code = """
 import os, sys
-from picostep.exporter.top_socket import Live
+from picostep.exporter.top_socket import TopSocket
 from picostep.ringdir import open_dir
-live = Live(open_dir(sys.argv[1], "d", create=True))
+live = TopSocket(open_dir(sys.argv[1], "d", create=True))
 live.start()
 live.add([{"kind": "step"}])
 print([name for name in sys.modules if "metrics" in name or "ddsketch" in name])
@@ -215,9 +215,9 @@ def test_without_the_library(directory: RingDir) -> None:
     code = """
 import sys
 sys.modules["ddsketch"] = None
-from picostep.exporter.top_socket import Live
+from picostep.exporter.top_socket import TopSocket
 from picostep.ringdir import open_dir
-live = Live(open_dir(*sys.argv[1:], create=False))
+live = TopSocket(open_dir(*sys.argv[1:], create=False))
 live.start()
 print(flush=True)
 input()

@@ -15,7 +15,7 @@ from picostep.exporter.loop import Exporter
 from picostep.exporter.process import SignalStop, tune_interpreter
 from picostep.exporter.spool import open_spools
 from picostep.exporter.stages import preparation
-from picostep.exporter.top_socket import Live
+from picostep.exporter.top_socket import TopSocket
 from picostep.ringdir import EXTERNAL, base, open_dir
 from picostep.settings.destination import resolve_destination
 from picostep.sinks import open_sinks
@@ -79,7 +79,7 @@ def serve(settings: Settings, once: bool, metrics: Sequence[str] = ()) -> list[s
     with _publisher(metrics) as publisher:
         for name in dict.fromkeys((EXTERNAL, target.fingerprint)):
             directory = open_dir(base(settings.dir), name, create=True)
-            live = Live(directory)
+            live = TopSocket(directory)
             observers = [live.add, publisher.aggregator.add] if publisher else [live.add]
             prepare = preparation(target, *observers)
             posts.append(_Post(directory, open_sinks(target), prepare, live, publisher, settings, stop, once))
@@ -121,7 +121,7 @@ class _Post:
         directory: RingDir,
         sinks: Sequence[Sink],
         prepare: Callable[[Sequence[Record]], None],
-        live: Live,
+        live: TopSocket,
         publisher: Publisher | None,
         settings: Settings,
         stop: SignalStop,

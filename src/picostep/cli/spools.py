@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from picostep.exporter.segment import Frame
+    from picostep.exporter.segment import SpoolFrame
     from picostep.payload import Record
 
 __all__ = ["Waiting", "dead_letters", "records", "spools_view", "waiting"]
@@ -83,7 +83,7 @@ def records(base: str, sink: str) -> Iterator[Record]:
         for lane in _lanes(top):
             for name, fd in _segments(lane):
                 for frame, skip in _unsettled(lane, name, fd, key):
-                    with suppress(segment.Damaged):
+                    with suppress(segment.DamagedFrame):
                         yield from segment.decode(fd, key, frame)[skip:]
     finally:
         top.close()
@@ -138,7 +138,7 @@ def _segments(lane: OwnDir) -> Iterator[tuple[str, int]]:
                 os.close(fd)
 
 
-def _unsettled(lane: OwnDir, name: str, fd: int, key: bytes) -> Iterator[tuple[Frame, int]]:
+def _unsettled(lane: OwnDir, name: str, fd: int, key: bytes) -> Iterator[tuple[SpoolFrame, int]]:
     """Yield the frames that are not settled, and how many records at their beginning are."""
     settled = 0
     with suppress(FileNotFoundError):

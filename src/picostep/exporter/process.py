@@ -65,7 +65,7 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
     from picostep.exporter.rings import tell_hosts
     from picostep.exporter.spool import open_spools
     from picostep.exporter.stages import preparation
-    from picostep.exporter.top_socket import Live
+    from picostep.exporter.top_socket import TopSocket
     from picostep.sinks import open_sinks
 
     try:
@@ -74,7 +74,7 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
         log.error("cannot start: %s", error)
         tell_hosts(directory, str(error))
         return CANNOT_START
-    live = Live(directory)
+    live = TopSocket(directory)
     exporter = Exporter(
         [directory],
         sinks,

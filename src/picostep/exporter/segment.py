@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from picostep.payload import Record
 
 __all__ = [
-    "Damaged",
-    "Frame",
+    "DamagedFrame",
+    "SpoolFrame",
     "created_ns",
     "decode",
     "encode",
@@ -70,11 +70,11 @@ _JSON_KEYS = "~json"
 _NUMBER_KEYS = "~number"
 
 
-class Damaged(Exception):
+class DamagedFrame(Exception):
     """A frame whose payload is not what was written."""
 
 
-class Frame(NamedTuple):
+class SpoolFrame(NamedTuple):
     """
     Where a frame lies, and what its header says.
 
@@ -137,7 +137,7 @@ def pack(sink: bytes, records: Sequence[bytes], flags: int, seq: int, ring: byte
 
         flags: … all flags of these.
 
-        seq, ring, end: As in `Frame`.
+        seq, ring, end: As in `SpoolFrame`.
 
     Raises:
         ValueError: They are together too large.
@@ -150,7 +150,7 @@ def pack(sink: bytes, records: Sequence[bytes], flags: int, seq: int, ring: byte
     return b"".join((_SYNC, _CRC.pack(_crc(sink, head)), head, payload))
 
 
-def frames(fd: int, sink: bytes) -> Iterator[Frame]:
+def frames(fd: int, sink: bytes) -> Iterator[SpoolFrame]:
     """
     Find the frames of a segment by their headers; payloads are not looked at.
 
@@ -177,34 +177,34 @@ def is_torn(fd: int, sink: bytes, offset: int) -> bool:
     return len(data) < FRAME_BYTES or _parse(data, sink) is not None
 
 
-def decode(fd: int, sink: bytes, frame: Frame) -> list[Record]:
+def decode(fd: int, sink: bytes, frame: SpoolFrame) -> list[Record]:
     """
     Return the records of a frame.
 
     Raises:
-        Damaged: They are not what was written.
+        DamagedFrame: They are not what was written.
 
         OSError: The file cannot be read.
     """
     data = os.pread(fd, frame.size, frame.offset)
     head = _parse(data, sink)
     if head is None or len(data) < frame.size:
-        raise Damaged
+        raise DamagedFrame
     length, raw_length, crc, count, flags, *_ = head
     payload = memoryview(data)[FRAME_BYTES:]
     if length != len(payload) or zlib.crc32(payload) != crc:
-        raise Damaged
+        raise DamagedFrame
     try:
         raw = zlib.decompressobj().decompress(payload, raw_length)
         if len(raw) != raw_length:
-            raise Damaged
+            raise DamagedFrame
         found = json.loads(raw) if flags & _BY_JSON else orjson.loads(raw)
         if not isinstance(found, list) or len(found) != count:
-            raise Damaged
+            raise DamagedFrame
         return [_unmarked(record) for record in found]
     # The checksum is right, so somebody made this up.
     except (zlib.error, ValueError, TypeError, AttributeError, KeyError, ArithmeticError, RecursionError):
-        raise Damaged from None
+        raise DamagedFrame from None
 
 
 def pack_ack(settled: int, attempts: int) -> bytes:
@@ -235,14 +235,14 @@ def _parse(data: bytes, sink: bytes) -> tuple[Any, ...] | None:
     return _FRAME.unpack(head)
 
 
-def _frame_at(fd: int, sink: bytes, offset: int, size: int) -> Frame | None:
+def _frame_at(fd: int, sink: bytes, offset: int, size: int) -> SpoolFrame | None:
     head = _parse(os.pread(fd, FRAME_BYTES, offset), sink)
     if head is None:
         return None
     length, raw_length, _, count, _, seq, ring, end = head
     if offset + FRAME_BYTES + length > size or raw_length > _LONGEST or not 0 < count <= MOST_RECORDS:
         return None
-    return Frame(offset, FRAME_BYTES + length, raw_length, count, seq, ring, end)
+    return SpoolFrame(offset, FRAME_BYTES + length, raw_length, count, seq, ring, end)
 
 
 def _next_sync(fd: int, offset: int, size: int) -> int:

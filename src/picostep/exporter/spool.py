@@ -101,7 +101,7 @@ class _File:
 
 class _Entry(NamedTuple):
     file: _File
-    frame: segment.Frame
+    frame: segment.SpoolFrame
 
     @property
     def waiting(self) -> int:
@@ -116,7 +116,7 @@ class Spool:
     Nothing in here raises because of the disk: what cannot be written stays where it is, and what cannot be
     read is dropped and counted.
 
-    Thread-safety: `read()` and `settle()` belong to one thread, everything else to another.
+    Thread-safety: `read()` and `mark_settled()` belong to one thread, everything else to another.
 
     Args:
         base: Directory of all spools; made when there is something to spool.
@@ -201,7 +201,9 @@ class Spool:
             packed = segment.pack(self._sink, records, flags, seq, part.ring, end)
             offset = file.size + len(data)
             raw_size = sum(map(len, records))
-            frames.append(segment.Frame(offset, len(packed), raw_size, len(records), seq, part.ring, end))
+            frames.append(
+                segment.SpoolFrame(offset, len(packed), raw_size, len(records), seq, part.ring, end)
+            )
             data += packed
             seq += len(records)
         self._check_room(len(data))
@@ -328,7 +330,7 @@ class Spool:
         self._save_ack(file, attempts + 1)
         try:
             records = self._read(1 if attempts else most_records, most_bytes)
-        except segment.Damaged:
+        except segment.DamagedFrame:
             log.warning("a frame of %s is damaged", file.name)
             self._save_ack(file, ATTEMPTS)
             return []
@@ -352,7 +354,7 @@ class Spool:
                 break
             try:
                 found = self._decode(entry)
-            except (segment.Damaged, OSError):
+            except (segment.DamagedFrame, OSError):
                 if not records:
                     raise
                 break  # what is before goes first
@@ -375,9 +377,9 @@ class Spool:
             else:
                 return found
             found = True
-            self.settle(entry.waiting, dict.fromkeys(range(entry.waiting), reason))
+            self.mark_settled(entry.waiting, dict.fromkeys(range(entry.waiting), reason))
 
-    def settle(self, count: int, dropped: Mapping[int, str] = MappingProxyType({})) -> None:
+    def mark_settled(self, count: int, dropped: Mapping[int, str] = MappingProxyType({})) -> None:
         """
         Say that the first records are done with.
 

@@ -61,8 +61,8 @@ class TccSink:
         unencodable: dict[int, str] = {}
         for first, url, body in self._requests(records, unencodable):
             try:
-                answer = self._client.post(url, self._headers, body)
-                judge(answer, _NEVER | _NO_FEEDBACK if url == self._feedback_url else _NEVER)
+                reply = self._client.post(url, self._headers, body)
+                judge(reply, _NEVER | _NO_FEEDBACK if url == self._feedback_url else _NEVER)
             except Undelivered as said:
                 said.delivered = first
                 said.unencodable = {index: why for index, why in unencodable.items() if index < first}

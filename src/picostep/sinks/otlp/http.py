@@ -92,14 +92,14 @@ class Receiver:
         if self._gzip:
             headers["Content-Encoding"] = "gzip"
             body = gzip.compress(body, 1, mtime=0)
-        answer = self._client.post(self._url, headers, body)
-        if answer.status == _OTHER_FORM and not self.protobuf:
+        reply = self._client.post(self._url, headers, body)
+        if reply.status == _OTHER_FORM and not self.protobuf:
             if not _has_protobuf():
                 raise RetryLater("http 415, and protobuf needs picostep[otlp]")
             self.protobuf = True
             raise TakesProtobuf
-        judge(answer, _NEVER)
-        return answer.body
+        judge(reply, _NEVER)
+        return reply.body
 
     def close(self) -> None:
         self._client.close()
