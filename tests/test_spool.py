@@ -21,6 +21,7 @@ import pytest
 
 from picostep._ring import JSONText
 from picostep.cli import spools
+from picostep.exporter import lanes
 from picostep.exporter import spool as module
 from picostep.exporter.dead_letters import NAME, OLDER, DeadLetters
 from picostep.exporter.spool import Done, Part, Spool
@@ -309,7 +310,7 @@ def check_damage(base: Path, path: Path, raw: bytes, damaged: bytes) -> None:
 def test_every_bit_of_a_segment(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every run a sample; in a campaign all bits of a segment, and random damage: 100,000 in all."""
     monkeypatch.setattr(module, "ADOPT_WITHIN", 0.0)
-    monkeypatch.setattr(module.Spool, "_set_aside", lambda self, file: None)
+    monkeypatch.setattr(lanes.Lanes, "set_aside", lambda self, name: None)
     monkeypatch.setattr(module.os, "fsync", lambda fd: None)
     path, raw = made_segment(base, 4)
     random = Random(7)
@@ -393,7 +394,7 @@ def test_crashes_without_a_reason_in_the_file_do_not_matter(base: Path) -> None:
 
 
 def test_aside_is_bounded(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ASIDE_BYTES", 1000)
+    monkeypatch.setattr(lanes, "ASIDE_BYTES", 1000)
     for _ in range(8):
         path, raw = made_segment(base, 2)
         path.write_bytes(raw[:HEADER_BYTES] + b"damage" + raw[HEADER_BYTES + 6 :])

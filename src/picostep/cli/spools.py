@@ -17,7 +17,7 @@ from picostep.cli.screen import table
 from picostep.cli.text import clean, clock, count, size
 from picostep.exporter import segment
 from picostep.exporter.dead_letters import NAME, OLDER
-from picostep.exporter.spool import ACK, ASIDE, SEGMENT
+from picostep.exporter.lanes import ASIDE, SEGMENT, ack_name
 from picostep.ringdir import OwnDir, list_directories, open_own
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _unsettled(lane: OwnDir, name: str, fd: int, key: bytes) -> Iterator[tuple[S
     """Yield the frames that are not settled, and how many records at their beginning are."""
     settled = 0
     with suppress(FileNotFoundError):
-        ack = _open(lane, f"{name.removesuffix(SEGMENT)}{ACK}")
+        ack = _open(lane, ack_name(name))
         settled, _ = segment.unpack_ack(os.read(ack, segment.ACK_BYTES + 1))
         os.close(ack)
     for frame in segment.frames(fd, key):
