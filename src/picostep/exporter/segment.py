@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from picostep._ring import JSONText
+from picostep.payload import ascii_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -117,7 +118,12 @@ def created_ns(header: bytes, sink: bytes) -> int | None:
 
 
 def encode(record: Record) -> tuple[bytes, int]:
-    """Return a record's JSON, and the flags that a frame with it must have."""
+    """
+    Return a record's JSON, and the flags that a frame with it must have.
+
+    It is not the JSON that sinks send: a record must come back as it was, so what is JSON or an exact number
+    in there is marked and not embedded.
+    """
     try:
         return orjson.dumps(record, option=orjson.OPT_PASSTHROUGH_SUBCLASS), 0
     except TypeError:  # there is more in it than JSON has types for
@@ -125,7 +131,7 @@ def encode(record: Record) -> tuple[bytes, int]:
     try:
         return orjson.dumps(marked), 0
     except TypeError:  # lone surrogates, or an integer beyond 64 bits
-        return json.dumps(marked).encode("ascii"), _BY_JSON
+        return ascii_json(marked), _BY_JSON
 
 
 def pack(sink: bytes, records: Sequence[bytes], flags: int, seq: int, ring: bytes, end: int) -> bytes:
