@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-__all__ = ["HEADERS", "Client", "Reply", "checked_url", "judge"]
+__all__ = ["HEADERS", "Client", "Reply", "judge"]
 
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "picostep"}
 
@@ -128,17 +128,6 @@ def judge(reply: Reply, never: frozenset[int]) -> None:
     if reply.status in never:
         raise Rejected(f"http {reply.status}")
     raise RetryLater(f"http {reply.status}", reply.after if reply.status in _BUSY else None)
-
-
-def checked_url(url: str | None, needed_by: str) -> str:
-    """Return a URL that a request can be sent to; raises ConfigError, without the URL, for any other."""
-    try:
-        parts = urllib3.util.parse_url(url or "")
-    except exceptions.LocationParseError:
-        parts = urllib3.util.Url()
-    if url is None or parts.scheme not in ("http", "https") or not parts.host:
-        raise ConfigError(f"{needed_by} needs http(s) URLs")
-    return url
 
 
 def _finish(response: urllib3.BaseHTTPResponse) -> bytes:
