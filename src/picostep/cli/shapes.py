@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picostep.cli.pricing import Source, Tables, parts
+from picostep.cli.prices import Source, Tables, cost_parts
 from picostep.cli.rings import Directory
 from picostep.cli.spools import Waiting
 from picostep.cli.text import iso, status_word
@@ -166,7 +166,7 @@ def costs(
 
 def price(found: dict[str, Any], table: Source) -> dict[str, Any]:
     """Return what `price --json` prints."""
-    costs = {part.name: usd(part.pico) for part in parts(found)} if found["counts"] else None
+    costs = {part.name: usd(part.pico) for part in cost_parts(found)} if found["counts"] else None
     shaped = {name: value for name, value in found.items() if name not in ("pico", "usd")}
     place = None if found["source"] == "override" else table.path
     return shaped | {"table_path": place, "costs": costs, "total_cost": found["usd"]}
