@@ -28,6 +28,8 @@ PROGRAMS = (
         "picostep._cost",
         "picostep.payload",
         "picostep.settings.otel",
+        "picostep.amounts",
+        "picostep.settings.prices",
         "picostep.settings.redact",
         "picostep.settings.files",
         "picostep._payload",
@@ -106,7 +108,7 @@ def test_every_host_module_is_listed() -> None:
         path.name.partition(".")[0] for path in PACKAGE.iterdir() if path.suffix in (".py", ".so", ".pyd")
     }
 
-    others = {"__init__", "__main__", "_payload", "demo", "payload", "record"}
+    others = {"__init__", "__main__", "_payload", "amounts", "demo", "payload", "record"}
     assert found - others == {name.partition(".")[2].partition(".")[0] for name in HOST_MODULES[1:]} - {
         "settings"
     }
