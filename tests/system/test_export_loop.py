@@ -28,9 +28,9 @@ from picostep.exporter.attempts import Attempts
 from picostep.exporter.batch import Work
 from picostep.exporter.build import wait_for_lock
 from picostep.exporter.loop import Exporter
+from picostep.launch import BOOT
 from picostep.payload import Record
 from picostep.ringdir import RingDir
-from picostep.runtime import BOOT
 from picostep.settings.destination import Destination
 from picostep.settings.urls import default_spool
 from picostep.sinks import Refused, Rejected, RetryLater

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 import picostep.prices
+from picostep.amounts import in_pico
 from picostep.cli.failures import NOT_FOUND, USAGE, Failure
 from picostep.cli.screen import HEADING, grid, table
 from picostep.cli.text import clean, count, exact
 from picostep.errors import ArgumentError
 from picostep.prices import PriceTable, PriceTableError, builtin, load
-from picostep.prices.amounts import in_pico
 from picostep.prices.explanation import explain
-from picostep.prices.overrides import KEYS, MILLION, Overrides
+from picostep.prices.overrides import Overrides
 from picostep.ringdir import make_directories
+from picostep.settings.prices import KEYS, MILLION
 from picostep.settings.table import Settings
 from picostep.settings.urls import refreshed_prices
 

@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from picostep.amounts import usd
 from picostep.cli.prices import Source, Tables, cost_parts
 from picostep.cli.rings import Directory
 from picostep.cli.spools import Waiting
 from picostep.cli.text import iso, status_word
-from picostep.prices.amounts import usd
 from picostep.prices.overrides import Overrides
 from picostep.settings.destination import Destination
 from picostep.store.read import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary

@@ -7,7 +7,7 @@ import re
 from datetime import date, datetime
 from typing import Any
 
-from picostep.prices.amounts import usd
+from picostep.amounts import usd
 from picostep.times import iso_ms
 
 __all__ = [
