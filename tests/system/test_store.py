@@ -23,7 +23,7 @@ from picostep.store.read import AmbiguousRun, Cursor, GroupBy, NoStore, StoreRea
 from picostep.store.write import SCHEMA_VERSION, StoreError, StoreSink
 from support import clean_environment, run_python, wait_until
 
-DOCS = Path(__file__).parents[2] / "docs" / "store.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "store.md"
 SECOND = 1_000_000_000
 
 

@@ -1,6 +1,6 @@
 """The local store: one SQLite file that holds runs, steps, tool calls and feedback.
 
-The schema is documented in docs/store.md and a test compares the two.
+The schema is documented in docs/reference/store.md and a test compares the two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 Records as spans, by OpenTelemetry's GenAI conventions (1.41) and, beside them, OpenInference's.
 
-docs/otlp.md has the mapping; `json` and `protobuf` bring spans into the forms that are sent.
+docs/reference/otlp.md has the mapping; `json` and `protobuf` bring spans into the forms that are sent.
 """
 
 from __future__ import annotations
