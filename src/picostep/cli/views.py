@@ -40,11 +40,11 @@ from picostep.cli.text import (
     rate,
     short_id,
     size,
-    status_word,
     tokens,
 )
 from picostep.prices.overrides import Overrides
 from picostep.store.read import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary
+from picostep.store.shapes import status_word
 
 if TYPE_CHECKING:
     from picostep.cli.top import Load, Tally
