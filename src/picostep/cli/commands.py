@@ -27,8 +27,9 @@ from picostep.ringdir import EXTERNAL, base
 from picostep.settings.destination import resolve_destination
 from picostep.settings.table import Settings
 from picostep.settings.urls import default_store
+from picostep.store.file import prepare
 from picostep.store.read import Cursor, GroupBy, NoStore, Row, StoreReader
-from picostep.store.write import prepare
+from picostep.store.shapes import costs_object, row_object, run_object, runs_object
 
 __all__ = ["picostep"]
 
@@ -92,7 +93,7 @@ def demo(store: str | None, as_json: bool) -> None:
         raise Failure(str(error), IO_FAILED, "What the exporter is doing: picostep status") from error
     details = [detail for detail in map(reader.run, run_ids) if detail]
     if as_json:
-        click.echo(shapes.document(shapes.runs(reader.path, [detail.summary for detail in details])))
+        click.echo(shapes.document(runs_object(reader.path, [detail.summary for detail in details])))
     else:
         option = "" if store is None else f" --store {shlex.quote(store)}"
         screen = Screen()
@@ -119,7 +120,7 @@ def runs(store: str | None, as_json: bool, limit: int, status: str | None) -> No
         open=status in (None, "open"),
     )
     if as_json:
-        click.echo(shapes.document(shapes.runs(reader.path, found)))
+        click.echo(shapes.document(runs_object(reader.path, found)))
     elif found:
         screen = Screen()
         screen.print(*runs_view(found, screen.width))
@@ -142,7 +143,7 @@ def show(run: str, store: str | None, as_json: bool, full: bool) -> None:
     if detail is None:
         raise Failure(f"no run {run!r} in {reader.path}", NOT_FOUND, "List them: picostep runs")
     if as_json:
-        click.echo(shapes.document(shapes.detail(reader.path, detail)))
+        click.echo(shapes.document(run_object(reader.path, detail)))
     else:
         Screen().print(*run_view(detail, full))
 
@@ -179,7 +180,7 @@ def costs(store: str | None, as_json: bool, by: str, since: int | None, limit: i
     grouped = cast("GroupBy", by)
     report = reader.costs(grouped, since or 0)
     if as_json:
-        click.echo(shapes.document(shapes.costs(reader.path, report, grouped, since, limit)))
+        click.echo(shapes.document(costs_object(reader.path, report, grouped, since, limit)))
     elif report.lines:
         Screen().print(*costs_view(report, grouped, limit or _COST_LINES))
     else:
@@ -432,7 +433,7 @@ def export(
 def _print_records(screen: Screen, records: list[Row], as_json: bool) -> None:
     if as_json:
         for row in records:
-            click.echo(shapes.line(shapes.record(row)))
+            click.echo(shapes.line(row_object(row)))
     elif records:
         screen.print(*map(tail_line, records))
 

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from picostep.cli.text import status_word
+from picostep.store.shapes import status_word
 
 __all__ = ["HEADING", "PREVIEW", "Screen", "cropped", "grid", "status_text", "table"]
 
