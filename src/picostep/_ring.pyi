@@ -115,9 +115,6 @@ class RingReader:
     def fail_open_runs(self) -> int:
         """Record, as failed, the runs that were open when the host died; return how many."""
 
-    def rewind(self) -> None:
-        """Move the cursor back to the first record that is not released."""
-
     @property
     def tail(self) -> int:
         """Everything before this position was released."""
@@ -146,7 +143,7 @@ class RingReader:
     def shrink(self) -> None:
         """Give back the space of an adopted ring that is empty; its counters stay."""
 
-    def note(self, text: str) -> None:
+    def set_last_error(self, text: str) -> None:
         """Say what goes wrong, in up to 63 ASCII characters; "" clears it."""
 
     def counters(self) -> dict[str, Any]:
