@@ -20,7 +20,6 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 from picostep import ringdir
-from picostep._ring import RingReader
 from receiver import Arrival, arrivals
 from support import Request, clean_environment, exporters, wait_until
 from workload import balanced
@@ -348,7 +347,7 @@ def sample(ring_base: Path) -> list[dict[str, Any]]:
                 except FileNotFoundError:
                     continue
                 counted = ring.counters()
-                readable = _readable(ring) if counted["in_ring"] <= MOST_READ else None
+                readable = _readable(directory, ring_name) if counted["in_ring"] <= MOST_READ else None
                 if readable is not None and ring.counters() != counted:
                     counted, readable = ring.counters(), None
                 found.append({**counted, "readable": readable, "name": f"{name}/{ring_name}"})
@@ -358,11 +357,15 @@ def sample(ring_base: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _readable(ring: RingReader) -> int:
-    ring.rewind()  # to where its counters say that the ring begins
+def _readable(directory: ringdir.RingDir, name: str) -> int | None:
+    try:
+        ring = directory.open_ring(name)  # begins where its counters say that the ring begins
+    except FileNotFoundError:
+        return None
     count = 0
     while records := ring.read(100, 1 << 24):
         count += len(records)
+    ring.close()
     return count
 
 

@@ -43,7 +43,7 @@ def export_private(ring: HostRing, destination: Destination, settings: Settings)
         sinks = open_sinks(destination)
     except ConfigError as error:
         log.error("cannot export: %s", error)
-        RingReader.of_private(ring).note(str(error))
+        RingReader.of_private(ring).set_last_error(str(error))
         return
     _run_for_good(lambda: _exporter((), sinks, destination, settings, rings=(RingReader.of_private(ring),)))
 
