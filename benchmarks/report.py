@@ -264,9 +264,9 @@ def _targets(result: Result) -> str:
 
 _SUMMARY = """\
 
-Microseconds that one step of {size} costs its caller, in the median and for 99 of 100 steps. *Copy alone*
-reads the clock and copies the texts. `nox -s peers` measured all of them side by side ({machine};
-{day}) and checked what they delivered. [Results](benchmarks/RESULTS.md) has more recorders and sizes,
+Microseconds that one step of {size} costs its caller. *Copy alone* reads the clock and copies the texts.
+`nox -s peers` measured them side by side ({machine}; {day}) and checked
+what was delivered. [Results](benchmarks/RESULTS.md) has more recorders and sizes,
 [performance](docs/internals/performance.md) has the method.
 """
 SHOWN = {
@@ -287,7 +287,7 @@ def _summary(result: Result) -> str:
     shown = [(title, one["sizes"][size]) for key, title in SHOWN.items() if (one := _one(result, key))]
     rows = [
         [words, *(_microseconds(found[name]) for _, found in shown)]
-        for words, name in (("median", "median"), ("99 %", "p99"))
+        for words, name in (("median", "median"), ("99 of 100 are below", "p99"))
     ]
     return table(["µs", *(title for title, _ in shown)], rows) + _SUMMARY.format(
         size=_spaced(size),
