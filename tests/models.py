@@ -108,7 +108,7 @@ def _message() -> dict[str, Any]:
         "id": "msg_013Zva2CMHLNnjNjJXeoW3zp",
         "type": "message",
         "role": "assistant",
-        "model": "claude-sonnet-4-5-20250929",
+        "model": "claude-sonnet-5",
         "content": [{"type": "text", "text": ANSWER}],
         "stop_reason": "end_turn",
         "stop_sequence": None,

@@ -28,7 +28,6 @@ PAGES = [
 ]
 PROGRAMS = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 LONGEST = 150  # characters of a line that is no table and no code
-NOT_RUN = "<!-- not run: "
 
 
 def name(path: Path) -> str:
@@ -57,17 +56,12 @@ class Example(NamedTuple):
 
     code: str
     line: int
-    runs: bool
 
 
 def examples(page: Path) -> list[Example]:
     text = page.read_text(encoding="utf-8")
-    found = []
-    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        before = text[: match.start()].rstrip().splitlines()
-        line = text.count("\n", 0, match.start()) + 2
-        found.append(Example(match[1], line, not before[-1].startswith(NOT_RUN)))
-    return found
+    fences = re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [Example(match[1], text.count("\n", 0, match.start()) + 2) for match in fences]
 
 
 def needed(code: str) -> set[str]:
@@ -133,7 +127,7 @@ def test_examples_compile(page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PROGRAMS if examples(page)], ids=name)
 def test_examples_run(page: Path, ring_base: Path, tmp_path: Path) -> None:
     """All of a page in one program, in their order; what it records is delivered."""
-    code = "".join(example.code for example in examples(page) if example.runs)
+    code = "".join(example.code for example in examples(page))
     if missing := needed(code):
         pytest.skip(f"needs {', '.join(sorted(missing))}: nox -s guides has them")
     with Ingest() as server:
@@ -145,6 +139,7 @@ def test_examples_run(page: Path, ring_base: Path, tmp_path: Path) -> None:
                 "PICOSTEP_DIR": str(ring_base),
                 "PICOSTEP_TO": f"store:{tmp_path}/db",
             },
+            timeout=100,  # importing a client takes seconds
         )
 
 
