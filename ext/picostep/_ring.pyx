@@ -1406,7 +1406,7 @@ cdef class RingReader:
         memcpy(self.header.last_error, PyBytes_AS_STRING(raw), len(raw))
 
     def counters(self) -> dict:
-        """Count, in records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
+        """Count records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
 
         And last_error: text.
         """
