@@ -94,6 +94,7 @@ class TestSchema:
         assert documented[1].split(";\n") == found
         assert rows(path, "PRAGMA user_version") == [(1,)]
         assert rows(path, "SELECT minor FROM picostep_layout") == [(1,)]
+        assert re.findall(r"^\| (\d+\.\d+) \|", DOCS.read_text(), re.MULTILINE)[-1] == "1.1"
 
     def test_the_documented_queries_work(self, sink: StoreSink, path: Path) -> None:
         sink.deliver([step(model_used="m", status_code=2, status_message="why")])

@@ -35,7 +35,7 @@ PROGRAM = Path(__file__).with_name("store_writer.py")
 
 EARLIER = times(1000, 100_000)  # steps in the store of layout 1.0
 MORE = times(500, 2000)  # that each writer adds
-CYCLES = times(2, 60)
+CYCLES = times(2, 30)
 KILLS = 2  # of each writer in a cycle
 BATCH = 5
 RATE = 200
