@@ -35,7 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """No test sees the settings or the state of whoever runs it, least of all a real key."""
     os.environ["XDG_STATE_HOME"] = config._state = tempfile.mkdtemp(prefix="picostep-state-")
     for name in list(os.environ):
-        if name.startswith(OURS) and name not in ("PICOSTEP_CAMPAIGN", "PICOSTEP_SEED"):
+        if name.startswith(OURS) and name not in (
+            "PICOSTEP_CAMPAIGN",
+            "PICOSTEP_OLD_PYTHON",
+            "PICOSTEP_SEED",
+        ):
             del os.environ[name]
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background; hosts that get one inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
