@@ -21,7 +21,7 @@ import pytest
 
 from picostep import ringdir
 from receiver import Arrival, arrivals
-from support import Request, clean_environment, exporters, wait_until
+from support import BUSY, Request, clean_environment, exporters, wait_until
 from workload import balanced
 
 CAMPAIGN = os.environ.get("PICOSTEP_CAMPAIGN") == "1"
@@ -167,9 +167,9 @@ class Host:
         self._errors.close()
 
     def finish(self, timeout: float) -> Ledger:
-        """Wait until it ends well."""
+        """Wait until it ends well, `timeout` quiet seconds at most."""
         try:
-            code = self.process.wait(timeout)
+            code = self.process.wait(BUSY * timeout)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {timeout} s: {self.output()}") from None
         ledger = self.ledger()
@@ -179,7 +179,7 @@ class Host:
 
     def ledger(self, timeout: float = 20.0) -> Ledger:
         """What is in the ledger once all who could write to it are gone."""
-        self._reader.join(timeout)
+        self._reader.join(BUSY * timeout)
         assert not self._reader.is_alive(), "somebody keeps the ledger open"
         if self._faulty:
             raise self._faulty

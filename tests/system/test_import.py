@@ -55,7 +55,7 @@ def loaded_by(statement: str, *args: str) -> set[str]:
     )
     command = [sys.executable, "-I", "-S", "-W", "error", "-c", code, str(PACKAGE.parent), *args]
     done = subprocess.run(
-        command, env=clean_environment(), capture_output=True, text=True, timeout=30, check=False
+        command, env=clean_environment(), capture_output=True, text=True, timeout=100, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     return set(done.stdout.split())

@@ -287,7 +287,7 @@ def run_on_tmpfs(tmp_path: Path, size: str, code: str) -> str:
         env=clean_environment(**settings(target)),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

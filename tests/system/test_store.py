@@ -751,7 +751,7 @@ for batch in range({batches}):
         sink.deliver([step()])
         thread = threading.Thread(target=sink.close)
         thread.start()
-        thread.join(10)
+        thread.join(100)
 
         assert sink.deliver([step()]) == {}
 

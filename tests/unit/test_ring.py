@@ -598,7 +598,7 @@ def test_a_reader_beside_a_host(module_rig: Rig) -> None:
     thread.start()
     record_some(20_000)
     stop.set()
-    thread.join(30)
+    thread.join(100)
     counters = rig.check()
     assert len(got) == counters["accepted"] == 20_000 - counters["dropped"]["ring_full"]
     assert got == sorted(set(got))
