@@ -24,6 +24,7 @@ from picostep.errors import ConfigError
 if TYPE_CHECKING:
     from picostep.ringdir import RingDir
     from picostep.settings.destination import Destination
+    from picostep.settings.table import Limits
 
 __all__ = ["SignalStop", "main", "tune_interpreter"]
 
@@ -45,8 +46,7 @@ def main(config: dict[str, Any]) -> int:
 
     Args:
         config: `path` (unused here), `base` and `directory` (where the rings are), `lock_fd`, `destination`
-            (`Destination.as_dict()`), `spool` (directory, bytes, age in seconds), `batch_records`,
-            `batch_bytes`, `debug`.
+            (`Destination.as_dict()`), `limits` (`Limits.as_dict()`).
 
     Returns:
         Exit status: 0, or 3 when a sink cannot be opened.
@@ -54,13 +54,15 @@ def main(config: dict[str, Any]) -> int:
     _detach(config["lock_fd"])
     from picostep.ringdir import open_dir
     from picostep.settings.destination import Destination
+    from picostep.settings.table import Limits
 
     directory = open_dir(config["base"], config["directory"], create=False)
-    _log_to(directory, config["debug"])
-    return _export(directory, Destination.from_dict(config["destination"]), config)
+    limits = Limits(config["limits"])
+    _log_to(directory, limits.debug)
+    return _export(directory, Destination.from_dict(config["destination"]), limits)
 
 
-def _export(directory: RingDir, destination: Destination, config: dict[str, Any]) -> int:
+def _export(directory: RingDir, destination: Destination, limits: Limits) -> int:
     from picostep.exporter.loop import Exporter
     from picostep.exporter.rings import tell_hosts
     from picostep.exporter.spool import open_spools
@@ -80,9 +82,9 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
         sinks,
         stop=SignalStop(signal.SIGTERM),
         prepare=preparation(destination, live.add),
-        spools=open_spools(destination, *config["spool"]),
-        batch_records=config["batch_records"],
-        batch_bytes=config["batch_bytes"],
+        spools=open_spools(destination, limits.spool, limits.spool_bytes, limits.spool_age),
+        batch_records=limits.batch_records,
+        batch_bytes=limits.batch_bytes,
         linger=LINGER,
     )
     tune_interpreter()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from picostep._ring import HostRing
     from picostep.ringdir import RingDir
     from picostep.settings.destination import Destination
-    from picostep.settings.table import Settings
+    from picostep.settings.table import Limits
     from picostep.sinks import Sink
 
 __all__ = ["export_private", "export_shared"]
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 _held: list[Callable[[], None]] = []  # close what a forked child must not keep: locks, above all
 
 
-def export_private(ring: HostRing, destination: Destination, settings: Settings) -> None:
+def export_private(ring: HostRing, destination: Destination, limits: Limits) -> None:
     """Export a ring in this process's own memory, for good."""
     try:
         sinks = open_sinks(destination)
@@ -47,10 +47,10 @@ def export_private(ring: HostRing, destination: Destination, settings: Settings)
         log.error("cannot export: %s", error)
         RingReader.of_private(ring).note(str(error))
         return
-    _run_for_good(lambda: _exporter((), sinks, destination, settings, rings=(RingReader.of_private(ring),)))
+    _run_for_good(lambda: _exporter((), sinks, destination, limits, rings=(RingReader.of_private(ring),)))
 
 
-def export_shared(path: str, destination: Destination, settings: Settings) -> None:
+def export_shared(path: str, destination: Destination, limits: Limits) -> None:
     """Export the rings of a directory, for good, from the moment when no other exporter does."""
     directory = open_dir(os.path.dirname(path), os.path.basename(path), create=True)
     lock = _wait_for_lock(directory)
@@ -64,14 +64,14 @@ def export_shared(path: str, destination: Destination, settings: Settings) -> No
         _held.remove(release)
         release()
         return
-    _run_for_good(lambda: _exporter((directory,), sinks, destination, settings))
+    _run_for_good(lambda: _exporter((directory,), sinks, destination, limits))
 
 
 def _exporter(
     directories: Sequence[RingDir],
     sinks: Sequence[Sink],
     destination: Destination,
-    settings: Settings,
+    limits: Limits,
     rings: Sequence[RingReader] = (),
 ) -> Exporter:
     return Exporter(
@@ -79,10 +79,10 @@ def _exporter(
         sinks,
         stop=threading.Event(),  # never set: the thread ends with the process
         prepare=preparation(destination),
-        spools=open_spools(destination, settings.spool, settings.spool_bytes, settings.spool_age),
+        spools=open_spools(destination, limits.spool, limits.spool_bytes, limits.spool_age),
         rings=rings,
-        batch_records=settings.batch_records,
-        batch_bytes=settings.batch_bytes,
+        batch_records=limits.batch_records,
+        batch_bytes=limits.batch_bytes,
         break_every=BREAK_EVERY,
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from picostep.errors import ConfigError
 from picostep.payload import encode, encode_each, encode_priced
+from picostep.settings.urls import checked_key
 from picostep.sinks import Undelivered
 from picostep.sinks.http import HEADERS, Client, checked_url, judge
 
@@ -39,7 +40,7 @@ class TccSink:
     def __init__(self, destination: Destination) -> None:
         self._headers = {
             **HEADERS,
-            "Authorization": f"Bearer {_checked_key(destination.api_key)}",
+            "Authorization": f"Bearer {_key(destination)}",
             "Content-Type": "application/json",
         }
         self._url = checked_url(destination.url, "sink tcc")
@@ -91,12 +92,7 @@ def _body(encoded: list[bytes]) -> bytes:
     return b'{"type":"batch","items":[' + b",".join(encoded) + b"]}"
 
 
-def _checked_key(key: str | None) -> str:
-    if not key:
+def _key(destination: Destination) -> str:
+    if not destination.api_key:
         raise ConfigError("sink tcc needs an API key: set TCC_API_KEY or pass api_key")
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            "the API key (TCC_API_KEY or api_key) holds characters that an HTTP header cannot carry, "
-            "such as a line break"
-        )
-    return key
+    return checked_key(destination.api_key, "api_key")
