@@ -261,10 +261,11 @@ def test_forks_under_load(ring_base: Path, ingest: Ingest, exporter: str) -> Non
     print(f"\n{forks} forks, {exporter}: {len(by_id)} steps, {len(items) - len(by_id)} delivered twice")
 
 
-# A fork comes while another thread opens its first ring: at each line of that.
+# A fork comes while another thread opens its first ring: at each line of that, but for those of modules that
+# are being imported, of which the next test is.
 OPENING = """
 import faulthandler, os, signal, sys, threading
-import picostep
+import picostep, picostep.settings.destination, picostep.settings.table
 picostep.runtime.FORK_TIMEOUT = 0.01  # else fork() waits for the thread that waits for it
 
 def trial(nth):

@@ -32,7 +32,7 @@ from picostep.launch import BOOT
 from picostep.payload import Record
 from picostep.ringdir import RingDir
 from picostep.settings.destination import Destination
-from picostep.settings.urls import default_spool
+from picostep.settings.table import Settings
 from picostep.sinks import Refused, Rejected, RetryLater
 from support import Ingest, Reply, clean_environment, free_port, run_python, wait_until
 
@@ -572,10 +572,7 @@ def exporter_process(
         "directory": os.path.basename(directory.path),
         "lock_fd": lock,
         "destination": destination.as_dict(),
-        "spool": (default_spool(), 1 << 30, 86400.0),
-        "batch_records": 512,
-        "batch_bytes": 1 << 20,
-        "debug": False,
+        "limits": Settings.resolve().limits.as_dict(),
     }
     command = [sys.executable, "-I", "-S", "-c", BOOT]
     with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[lock, *fds]) as process:
