@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from picostep.errors import ConfigError
 
-__all__ = ["PROTOCOLS", "metric_interval", "plain"]
+__all__ = ["PROTOCOLS", "metric_interval", "otlp_rows"]
 
 PROTOCOLS = ("http/json", "http/protobuf")
 _COMPRESSIONS = ("none", "gzip")
@@ -19,7 +19,7 @@ _TOKEN = "!#$%&'*+-.^_`|~"  # what a header's name may hold besides letters and 
 Plain = tuple[tuple[str, ...], ...]
 
 
-def plain(environ: Mapping[str, str], signal: str = "TRACES") -> Plain:
+def otlp_rows(environ: Mapping[str, str], signal: str = "TRACES") -> Plain:
     """
     Check the variables.
 
