@@ -107,7 +107,8 @@ def edges() -> dict[str, dict[str, str]]:
             target = module.partition(".")[2]
             if f"{target}.{name}".lstrip(".") in known:
                 target = f"{target}.{name}".lstrip(".")
-            elif name == "__version__":  # Python loads the package before any module of it
+            assert target in known, f"{path.name} imports picostep.{target}, which is not there"
+            if name == "__version__":  # Python loads the package before any module of it
                 continue
             if room(target) != room(importer):
                 found.setdefault(room(importer), {})[room(target)] = path.name
