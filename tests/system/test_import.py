@@ -119,7 +119,7 @@ def test_every_host_module_is_listed() -> None:
     ("module", "names"),
     [
         ("config", {"get_api_key", "get_url"}),
-        ("redaction", {"PRESET", "from_file", "plain"}),
+        ("redaction", {"PRESET", "rules_in", "rules_of"}),
     ],
 )
 def test_names_of_the_reference_can_be_imported(module: str, names: set[str]) -> None:

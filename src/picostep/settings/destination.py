@@ -39,9 +39,9 @@ class Destination:
         send_computed_cost: Whether sink `tcc` is told what picostep computed.
 
         redact: What texts lose besides secrets in status messages, as
-            `picostep.settings.redact.plain()` gives it.
+            `picostep.settings.redact.rules_of()` gives it.
 
-        otlp: How sink `otlp` sends, with its headers, as `picostep.settings.otel.plain()` gives it, and
+        otlp: How sink `otlp` sends, with its headers, as `picostep.settings.otel.otlp_rows()` gives it, and
             `("content", "off")` where it leaves out texts.
     """
 
@@ -216,7 +216,7 @@ def resolve_destination(
 def _otlp(settings: Settings) -> tuple[tuple[str, ...], ...]:
     from picostep.settings import otel
 
-    rows = otel.plain(environ)
+    rows = otel.otlp_rows(environ)
     return rows if settings.otlp_content else (*rows, ("content", "off"))
 
 

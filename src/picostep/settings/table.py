@@ -91,7 +91,7 @@ class Setting(Generic[T]):
 
         def __get__(self, owner: object, kind: type | None = None) -> T: ...
 
-    def settle(self, argument: object) -> T:
+    def value(self, argument: object) -> T:
         """Return the argument, else what the variable says, else the default; raises ConfigError."""
         if argument is not None:
             return self.check(argument, self.name)
@@ -272,8 +272,8 @@ def _prices(value: Any, name: str) -> tuple[tuple[str | int, ...], ...]:
 
     try:
         if isinstance(value, (str, PathLike)):
-            return prices.from_file(_path(value, name))
-        return prices.plain(value)
+            return prices.prices_in(_path(value, name))
+        return prices.prices_of(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 
@@ -283,8 +283,8 @@ def _redact(value: Any, name: str) -> tuple[tuple[str, str], ...]:
 
     try:
         if isinstance(value, PathLike) or str(value).lower().endswith((".json", ".toml")):
-            return redact.from_file(_path(value, name))
-        return redact.plain(value)
+            return redact.rules_in(_path(value, name))
+        return redact.rules_of(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 
@@ -464,7 +464,7 @@ class Settings(Limits):
         """
         if not arguments.keys() <= _ARGUMENTS:
             raise UnknownSettingError(_unknown(next(name for name in arguments if name not in _ARGUMENTS)))
-        return cls({row.name: row.settle(arguments.get(row.name)) for row in TABLE})
+        return cls({row.name: row.value(arguments.get(row.name)) for row in TABLE})
 
     @property
     def limits(self) -> Limits:

@@ -20,6 +20,7 @@ __all__ = [
     "endpoint",
     "get_api_key",
     "get_url",
+    "header_carries",
     "otlp_endpoint",
     "refreshed_prices",
     "safe_url",
@@ -198,15 +199,20 @@ def checked_key(key: str, name: str) -> str:
     if not isinstance(key, str):
         raise ConfigError(f"{name} must be str, not {type(key).__name__}")
     for position, char in enumerate(key):
-        if char < " " or "\x7f" <= char < "\xa0":
-            raise ConfigError(
-                f"{name}: control character at position {position}, often a line end that was read too"
-            )
         if char > "\xff":
             raise ConfigError(
                 f"{name}: character at position {position} cannot be sent in a header (not Latin-1)"
             )
+        if not header_carries(char):
+            raise ConfigError(
+                f"{name}: control character at position {position}, often a line end that was read too"
+            )
     return key
+
+
+def header_carries(char: str) -> bool:
+    """Return whether a header can carry a character: it is Latin-1, and no control character."""
+    return " " <= char < "\x7f" or "\xa0" <= char <= "\xff"
 
 
 def otlp_endpoint(text: str, name: str, path: str) -> str:
