@@ -155,7 +155,7 @@ def receivers(session: nox.Session) -> None:
         str(apart / "bin" / "pip"), "install", "-q", "mlflow>=3.17", "arize-phoenix>=20.26", external=True
     )
     env = {"PATH": f"{os.environ['PATH']}:{(apart / 'bin').resolve()}"}
-    session.run("pytest", "-rs", "tests/test_receivers.py", *session.posargs, env=env)
+    session.run("pytest", "-rs", "tests/oracle/test_receivers.py", *session.posargs, env=env)
 
 
 @nox.session

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "wheels.json"
 SUPPORTED = [(3, minor) for minor in range(10, 15)]
 TOO_OLD = (3, 9)
-QUICK = ["tests/test_import.py", "tests/test_records.py", "tests/test_sinks.py"]
+QUICK = ["tests/system/test_import.py", "tests/unit/test_records.py", "tests/system/test_sinks.py"]
 
 CEILING = 1024 * 1024
 """

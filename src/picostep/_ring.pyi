@@ -165,9 +165,6 @@ class RingReader:
             table; what was damaged in it is counted with the next release().
         """
 
-    def rewind(self) -> None:
-        """Move the cursor back to the first record that is not released."""
-
     @property
     def tail(self) -> int:
         """Everything before this position was released."""
@@ -212,7 +209,7 @@ class RingReader:
     def shrink(self) -> None:
         """Give back the space of an adopted ring that is empty; its counters stay."""
 
-    def note(self, text: str) -> None:
+    def set_last_error(self, text: str) -> None:
         """Say what goes wrong, in up to 63 ASCII characters: the host shows it in stats(). "" clears it."""
 
     def counters(self) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """
-What this process records into: its destinations, a ring for each, and what starts their exporters.
+What this process records into: its destinations and a ring for each; it waits for and counts what they hold.
 
 The compiled core calls in here when something happens for the first time: a default destination is needed,
 a run names one of its own, a destination has no ring yet (at the first record, and again in a forked child).
@@ -16,26 +16,26 @@ from _thread import get_ident
 from time import monotonic, sleep
 
 from picostep import _api, _ring
-from picostep._keeper import Keeper
 from picostep._ring import rings as _rings
 from picostep.errors import ConfigError, PicostepError
 from picostep.ringdir import EXTERNAL, base, open_dir
-from picostep.settings.destination import Destination, resolve_destination
-from picostep.settings.table import Settings
 from picostep.settings.urls import refreshed_prices
 from picostep.times import to_ns
 from picostep.usage import disjoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from decimal import Decimal
     from logging import Logger
-    from types import ModuleType
+    from threading import Thread
     from typing import TypeVar
 
+    from picostep._keeper import Keeper
     from picostep.prices.overrides import Overrides
     from picostep.ringdir import RingDir
+    from picostep.settings.destination import Destination
+    from picostep.settings.table import Settings
 
     T = TypeVar("T")
 
@@ -55,19 +55,13 @@ MAX_DESTINATIONS = 64
 NOWHERE = MAX_DESTINATIONS  # the core has no ring there: what is recorded into it is counted as lost
 FLUSH_TIMEOUT = 30.0
 FORK_TIMEOUT = 2.0  # seconds
-# What the exporter runs: -I -S keep the host's environment, user site and .pth hooks out. Its own standard
-# library comes first. load(), not read(): a child that the host forks meanwhile may keep the pipe open.
-BOOT = (
-    "import sys, marshal; c = marshal.load(sys.stdin.buffer); sys.path += c['path']; "
-    "from picostep.exporter.process import main; raise SystemExit(main(c))"
-)
 
 _settings: Settings | None = None
 _default: int = -1
 _destinations: list[Destination] = []
 _numbers: dict[tuple[str | None, str | None, str | None], int] = {}
 _keepers: dict[int, Keeper] = {}
-_threads: dict[int, object] = {}
+_threads: dict[int, Thread] = {}
 _overrides: dict[int, Overrides] = {}
 _retired: list[dict[str, object]] = []
 _misuses: dict[str, int] = {}
@@ -81,18 +75,37 @@ def settings() -> Settings:
     """Return the settings in force, read from the environment at first use; raises ConfigError."""
     global _settings
     if _settings is None:
+        from picostep.settings.table import Settings
+
         _settings = Settings.resolve()
     return _settings
 
 
-def configure(new: Settings) -> None:
-    """Put settings in force for what is begun from now on; raises ConfigError, and then changes nothing."""
+def configure(arguments: Mapping[str, object]) -> None:
+    """
+    Put settings in force for what is begun from now on.
+
+    Args:
+        arguments: Those of `api.configure()`.
+
+    Raises:
+        ConfigError: One of them cannot be used; nothing is changed.
+    """
     global _settings, _default
+    _may_import(_load_settings)
+    from picostep.settings.table import Settings
+
+    new = Settings.resolve(**arguments)
     if not new.disabled:
         _where(new)
     _settings, _default = new, -1
     _numbers.clear()
     _api.use(-1, new.disabled, new.misuse == "raise")
+
+
+def _load_settings() -> None:
+    """Import what settings need, which is not needed before the first record or `configure()`."""
+    from picostep.settings import destination, table  # noqa: F401
 
 
 # ---- called by the core ------------------------------------------------------------------------------------
@@ -163,9 +176,7 @@ def _resolve_default() -> int:
     global _default
     current = settings()
     if _default < 0:
-        # Steps that are not recorded have a cost, too.
-        wanted = Destination((), prices=current.prices) if current.disabled else _where(current)
-        _default = _number(wanted)
+        _default = _number(_nowhere(current) if current.disabled else _where(current))
     _api.use(_default, current.disabled, current.misuse == "raise")
     if not current.disabled:
         _provide_ring(_default)
@@ -183,8 +194,17 @@ def _resolve(key: tuple[str | None, str | None, str | None]) -> int:
     return number
 
 
+def _nowhere(current: Settings) -> Destination:
+    """Return the destination of what is not recorded; its steps have a cost, too."""
+    from picostep.settings.destination import Destination
+
+    return Destination((), prices=current.prices)
+
+
 def _where(current: Settings, *own: str | None) -> Destination:
     """Work out a destination; no frame that holds the key stays in the traceback of an error."""
+    from picostep.settings.destination import resolve_destination
+
     try:
         return resolve_destination(current, *own)
     except ConfigError as error:
@@ -261,7 +281,9 @@ def open_ring(number: int) -> None:
         _may_import(lambda: _provide_ring(number))
 
 
-_ENTRIES = frozenset(function.__code__ for function in (default_destination, destination_index, open_ring))
+_ENTRIES = frozenset(
+    function.__code__ for function in (default_destination, destination_index, open_ring, _load_settings)
+)
 
 
 def _provide_ring(number: int) -> None:
@@ -324,18 +346,14 @@ def _open_ring(number: int, current: Settings) -> None:
         _at_exit_known = True
         atexit.register(_at_exit)
     if directory is None:
-        _start_thread(
-            number,
-            current,
-            None,
-            f"no ring in shared memory, so records do not outlive the process: {problem}",
-        )
+        problem = f"no ring in shared memory, so records do not outlive the process: {problem}"
+        _start_thread(number, current, ring, problem)
         return
     try:
         if current.exporter == "thread" or (
             current.exporter == "process" and not _start_process(number, current, directory)
         ):
-            _start_thread(number, current, directory)
+            _start_thread(number, current, directory.path)
     finally:
         directory.close()
         ring.reserve()  # last: while pages are made, the process's other calls that map memory wait
@@ -345,26 +363,10 @@ def _start_process(number: int, current: Settings, directory: RingDir) -> bool:
     """Have an exporter process kept for this destination; False when this host cannot start one."""
     keeper = _keepers.get(number)
     if keeper is None:
-        interpreter = _interpreter()
-        if interpreter is None or "stdout" in _destinations[number].to:  # another process has another one
-            return False
-        environment = [
-            name + b"=" + value
-            for name, value in os.environb.items()
-            if not name.startswith((b"TCC_", b"OTEL_EXPORTER_")) and name != b"PYTHONHOME"
-        ]
-        # glibc would give the memory of every batch back to the kernel and fetch it again, page by page:
-        # half the time.
-        environment.append(b"MALLOC_TRIM_THRESHOLD_=%d" % (1 << 26))
-        try:
-            keeper = Keeper(
-                os.fsencode(os.path.join(directory.path, "lock")),
-                [os.fsencode(interpreter), b"-I", b"-S", b"-c", BOOT.encode()],
-                environment,
-                _exporter_config(number, current, directory),
-                lambda: _process_failed(number),
-            )
-        except OSError:
+        from picostep.launch import exporter_process
+
+        keeper = exporter_process(_destinations[number], current, directory, lambda: _process_failed(number))
+        if keeper is None:
             return False
         _keepers[number] = keeper
     return keeper.start()
@@ -374,82 +376,21 @@ def _process_failed(number: int) -> None:
     """From the keeper's thread: no exporter process can be started, so a thread has to do."""
     current = settings()
     directory = open_dir(base(current.dir), _directory_name(number, current), create=True)
-    try:
-        _start_thread(number, current, directory, "no exporter process can be started")
-    finally:
-        directory.close()
-
-
-def _exporter_config(number: int, current: Settings, directory: RingDir) -> bytes:
-    import marshal
-
-    above = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    script, *others = sys.path or [""]
-    # The script's own directory comes last: it may hold a module that is named like one that we need.
-    path = [entry for entry in (above, *others, script) if entry and os.path.isabs(entry)]
-    return marshal.dumps(
-        {
-            "path": list(dict.fromkeys(path)),
-            "base": os.path.dirname(directory.path),
-            "directory": os.path.basename(directory.path),
-            "lock_fd": 3,
-            "destination": _destinations[number].as_dict(),
-            "spool": (current.spool, current.spool_bytes, current.spool_age),
-            "batch_records": current.batch_records,
-            "batch_bytes": current.batch_bytes,
-            "debug": current.debug,
-        }
-    )
-
-
-def _interpreter() -> str | None:
-    """Return the Python that runs this process; None where there is none to start: frozen, embedded."""
-    if getattr(sys, "frozen", False) or not hasattr(os, "posix_spawn"):
-        return None
-    version = "{}.{}".format(*sys.version_info)
-    candidates = [
-        sys.executable,
-        getattr(sys, "_base_executable", ""),
-        f"{sys.base_exec_prefix}/bin/python{version}",
-    ]
-    for path in candidates:
-        if path and os.path.basename(path).startswith("python") and os.access(path, os.X_OK):
-            return path
-    return None
+    directory.close()
+    _start_thread(number, current, directory.path, "no exporter process can be started")
 
 
 def _start_thread(
-    number: int, current: Settings, directory: RingDir | None, problem: str | None = None
+    number: int, current: Settings, where: str | _ring.HostRing, problem: str | None = None
 ) -> None:
-    """Export from a thread: a shared directory when its lock is free, or the private ring."""
-    import threading
-
+    """Export from a thread: a directory, when its lock is free, or a private ring."""
     if number in _threads:
         return
-    thread = threading.Thread(
-        target=_export,
-        args=(number, current, directory.path if directory else None, problem),
-        name="picostep-exporter",
-        daemon=True,
-    )
+    from picostep.launch import exporter_thread
+
+    thread = exporter_thread(_destinations[number], current.limits, where, _may_import, problem)
     _threads[number] = thread
     thread.start()
-
-
-def _export(number: int, current: Settings, path: str | None, problem: str | None) -> None:
-    if problem:
-        _logger().warning("%s", problem)
-    exporter = _may_import(_thread_exporter)
-    if path is None:
-        exporter.export_private(_rings[number], _destinations[number], current)
-    else:
-        exporter.export_shared(path, _destinations[number], current)
-
-
-def _thread_exporter() -> ModuleType:
-    from picostep.exporter import thread
-
-    return thread
 
 
 # ---- waiting and counting ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from picostep._ring import JSONText, RingError, RingReader
 from picostep.exporter import segment
 from picostep.exporter.ledger import Ledger
 from picostep.exporter.pricer import Pricer
-from picostep.exporter.rings import DirectoryInbox
+from picostep.exporter.rings import DirectoryRings
 from picostep.payload import encode_each, encode_local, encode_priced
 from picostep.prices import PriceTable, PriceTableError
 from picostep.ringdir import RingDir
@@ -164,7 +164,9 @@ class Rings:
                 check_record(record)
             position = reader.position
             if how & 8:
-                reader.rewind()
+                reader.close()
+                reader = RingReader(path)
+                assert reader.alive() == living
                 assert reader.position <= position
                 records = reader.read(most, 1 << (how >> 4 & 15))
             bad = len(records) & 1
@@ -174,7 +176,7 @@ class Rings:
             assert done + refused <= 2 * self.CAPACITY // (FRAME.size + RECORD.size)
             assert reader.backlog >= 0
         reader.release(reader.position, 0)
-        reader.note("noted")
+        reader.set_last_error("noted")
         after = reader.counters()
         assert after["in_ring"] >= 0
         assert (after["delivered"] - before["delivered"]) & MASK == done
@@ -437,9 +439,9 @@ class Totals:
 
     def run(self, data: bytes) -> None:
         self.path.write_bytes(data)
-        inbox = DirectoryInbox(self.directory, Ledger(()))
-        inbox._totals.count_damaged()
-        inbox.close()
+        rings = DirectoryRings(self.directory, Ledger(()))
+        rings._totals.count_damaged()
+        rings.close()
         assert json.loads(self.path.read_bytes())["damaged_rings"] >= 1
 
 
@@ -541,7 +543,7 @@ class Segments:
             last = frame.seq + frame.records
             try:
                 records = segment.decode(self.fd, self.SINK, frame)
-            except segment.Damaged:
+            except segment.DamagedFrame:
                 continue
             assert len(records) == frame.records
             for record in records:

@@ -189,7 +189,7 @@ def user_cost_pico(amount: int | float | Decimal | str) -> int:
 
         ArgumentError: It is not a number, not finite, negative, or 1e15 or more.
     """
-    from picostep.prices.amounts import pico_rounded
+    from picostep.amounts import pico_rounded
 
     return pico_rounded(amount)
 

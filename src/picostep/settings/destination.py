@@ -88,7 +88,8 @@ class Destination:
         put(self, "redact", tuple(tuple(rule) for rule in redact))
         put(self, "otlp", tuple(tuple(row) for row in otlp))
         state = self._state()
-        # What has no such rows keeps the digits that it had before there were any.
+        # Without such rows the digits are those of before there were any: a host of an older build that died
+        # with records in its ring left them in BASE/<digits>, where only equal digits find them.
         put(self, "_fingerprint", _fingerprint(state if self.otlp else state[:-1]))
 
     @property

@@ -1,4 +1,4 @@
-"""What the setting `redact` may be: checked here, in the host; applied by the exporter (`export.redact`)."""
+"""What the setting `redact` may be: checked here, in the host; applied by `picostep.exporter.redact`."""
 
 from __future__ import annotations
 

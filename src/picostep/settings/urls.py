@@ -35,7 +35,7 @@ OTLP_PATH = "/v1/traces"
 
 def get_api_key(api_key: str | None = None) -> str:
     """
-    Return the API key to use: the one given, else `TCC_API_KEY`.
+    Return the API key to use: the one given, else `TCC_API_KEY`; as it is, so whoever sends it checks it.
 
     Args:
         api_key: The key; None or empty counts as not given.
@@ -182,7 +182,19 @@ def safe_url(text: str) -> str:
 
 
 def checked_key(key: str, name: str) -> str:
-    """Refuse a key that cannot travel in a header, or would break out of it; the message never shows it."""
+    """
+    Refuse a key that cannot travel in a header: the one rule for keys, wherever one comes from.
+
+    A header carries Latin-1, and no control characters; `contextcompany` sends such keys, too.
+
+    Args:
+        key: Not empty.
+
+        name: By which it was given, for messages.
+
+    Raises:
+        ConfigError: It cannot be sent. The message never shows it.
+    """
     if not isinstance(key, str):
         raise ConfigError(f"{name} must be str, not {type(key).__name__}")
     for position, char in enumerate(key):

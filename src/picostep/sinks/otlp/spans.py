@@ -450,6 +450,9 @@ def _dumps(value: Any) -> str:
     """
     Return a value as JSON that any receiver can read and store what it has read.
 
+    Other JSON of records (`payload`, `segment`) keeps lone surrogates and long integers as they are; here
+    they are replaced, as some receivers drop a span that has them.
+
     Raises:
         RecursionError: It has too many levels.
     """
