@@ -171,7 +171,7 @@ def chain(session: nox.Session) -> None:
 def guides(session: nox.Session) -> None:
     """The examples of README and docs with the real packages of others that they use."""
     session.install(".[test]", "anthropic", "fastapi", "openai")
-    session.run("pytest", "-rs", "tests/test_docs.py", "tests/test_readme.py", *session.posargs)
+    session.run("pytest", "-rs", "tests/system/test_docs.py", "tests/system/test_readme.py", *session.posargs)
 
 
 @nox.session

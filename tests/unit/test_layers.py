@@ -145,11 +145,11 @@ def test_the_graph_is_seen() -> None:
     assert found["amounts"].keys() == {"errors"}
 
 
-@pytest.mark.parametrize("suffix", ["py", "pyi"])
-def test_no_module_is_long(suffix: str) -> None:
+def test_no_module_is_long() -> None:
+    """Stubs apart: most of these are docstrings, which a tool copies."""
     lengths = {
         str(path.relative_to(SOURCES)): len(path.read_text(encoding="utf-8").splitlines())
-        for path in SOURCES.rglob(f"*.{suffix}")
+        for path in SOURCES.rglob("*.py")
     }
 
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
