@@ -78,8 +78,14 @@ class Ledger:
 
 
 def environment(ring_base: Path, url: str, **more: str) -> dict[str, str]:
-    """The settings of a host that delivers to an ingest."""
-    return {"PICOSTEP_DIR": str(ring_base), "TCC_API_KEY": KEY, "TCC_URL": url, **more}
+    """The settings of a host that delivers to an ingest, and is given the time for it when it ends."""
+    patient = {"PICOSTEP_EXIT_TIMEOUT": "60"}
+    return {"PICOSTEP_DIR": str(ring_base), "TCC_API_KEY": KEY, "TCC_URL": url, **patient, **more}
+
+
+def impatient(env: Mapping[str, str]) -> dict[str, str]:
+    """The same without a word on how long its end may take, which is what picostep has to say then."""
+    return {name: value for name, value in env.items() if name != "PICOSTEP_EXIT_TIMEOUT"}
 
 
 class Host:

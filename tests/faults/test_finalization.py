@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from oracle import check_totals, environment, exit_time, times, totals, wait_for_no_rings
+from oracle import check_totals, environment, exit_time, impatient, times, totals, wait_for_no_rings
 from support import Ingest, clean_environment, free_port, run_python, wait_until
 
 # Seconds that picostep may add to an exit, however the backend behaves; beside other work those that it takes
@@ -95,7 +95,7 @@ def prompts(ingest: Ingest) -> list[str]:
 
 @pytest.mark.parametrize("name", LATE)
 def test_late_records(ring_base: Path, ingest: Ingest, name: str) -> None:
-    env = environment(ring_base, ingest.url, PICOSTEP_EXIT_TIMEOUT="20")  # or a slow machine makes it warn
+    env = environment(ring_base, ingest.url)
     done = run_python(RECORD + LATE[name], env, args=(name,), check=False)
     assert done.returncode == (1 if "uncaught" in name else 0), done.stderr
     assert done.stderr == ""
@@ -150,7 +150,7 @@ while picostep.stats()["recorded"] <= 100:  # until that has begun
 def test_ends_in_the_middle_of_recording(ring_base: Path, ingest: Ingest, name: str) -> None:
     """The exit code is the one without us; what was accepted arrives, and is all that arrives."""
     leave, code, speaks = ENDS[name]
-    env = environment(ring_base, ingest.url, PICOSTEP_EXIT_TIMEOUT="20")
+    env = environment(ring_base, ingest.url)
     done = run_python(WORK + leave, env, check=False)
     assert done.returncode == code, done.stderr
     assert speaks or done.stderr == ""
@@ -191,7 +191,7 @@ def test_exit_while_threads_record(ring_base: Path, ingest: Ingest, backend: str
     url = ingest.url if backend == "silent" else f"http://127.0.0.1:{port}"
     done = subprocess.Popen(
         [sys.executable, "-c", code],
-        env=clean_environment(**environment(ring_base, url)),
+        env=clean_environment(**impatient(environment(ring_base, url))),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 import proxy
-from oracle import KEY, end, exporter_pids, sample, times, wait_for_exporter
+from oracle import KEY, end, exporter_pids, impatient, sample, times, wait_for_exporter
 from proxy import Fault, passing, redirect, refuse, refusing, status
 from scenario import Scenario
 from support import Ingest, wait_until
@@ -180,6 +180,7 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
 def test_exit_during_a_fault(stage: Stage, name: str, exporter: str, killed: bool) -> None:
     """The host leaves in time; what it leaves behind is delivered later, also by the next exporter."""
     scenario = stage(PICOSTEP_EXPORTER=exporter)
+    scenario.env = impatient(scenario.env)
     scenario.proxy.set(FAULTS[name])
     stays = []
     for number in range(times(1, 40)):

@@ -4,12 +4,13 @@ A server and its exporter in two containers, as docs/deploy has them.
 Each is in namespaces of its own (mounts, processes, IPC) and process 1 there, as a user without privileges,
 with a root that is read-only and 64 MB of /dev/shm; what they share is a file system of 64 MB in memory.
 Where that user may not enter the directory that has interpreter, package or tests, as below the home of root,
-it finds a copy in its place.
+another one is put in its place, with no more than these in it.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,8 +37,9 @@ ENTER = f"""
 mount -t tmpfs -o size=64m tmpfs /dev/shm
 while [ "$1" != -- ]; do mount --bind "$1" "$1"; shift; done
 shift
-while [ "$1" != -- ]; do mount --bind "$2" "$1"; shift 2; done
+eval "$1"; shift
 mount -o remount,bind,ro /
+cd /
 exec setpriv --reuid {USER} --regid {USER} --clear-groups \\
     --no-new-privs --bounding-set -all --inh-caps -all "$@"
 """
@@ -51,32 +53,40 @@ def closed(path: Path) -> Path | None:
     return None
 
 
+def opened(place: Path) -> str:
+    """Commands after which what is needed below closed directories can be read; `place` gets mount points."""
+    directories = (sys.prefix, sys.base_prefix, *filter(None, sys.path), os.path.dirname(__file__))
+    needed: dict[Path, Path] = {}
+    for path in map(Path, dict.fromkeys(directories)):
+        above = closed(path) if path.is_dir() else None
+        if above is not None and path != above and not any(each in needed for each in path.parents):
+            needed[path] = above
+    held = {path: place / f"held-{number}" for number, path in enumerate(needed)}
+    for each in held.values():
+        each.mkdir()
+    commands = [["mount", "--bind", str(path), str(hold)] for path, hold in held.items()]
+    covers = sorted(set(needed.values()))
+    commands += [["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(above)] for above in covers]
+    for path, hold in held.items():
+        commands += [["mkdir", "-p", str(path)], ["mount", "--bind", str(hold), str(path)]]
+    return "\n".join(map(shlex.join, commands))
+
+
 class Container:
     """
     What runs a command in a container, which can write to its volumes only.
 
     Args:
-        place: A directory for copies of what the user in the container may not read where it is.
+        place: A directory of its own.
     """
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self._copies: dict[Path, Path] = {}
-        for path in map(Path, filter(None, (sys.prefix, sys.base_prefix, *sys.path, __file__))):
-            above = closed(path)
-            if above is None or not path.exists():
-                continue
-            copy = self._copies.setdefault(above, place / f"copy-{len(self._copies)}")
-            source, target = path if path.is_dir() else path.parent, copy / path.relative_to(above)
-            if not target.exists():
-                shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
-        for copy in self._copies.values():
-            subprocess.run(["chmod", "-R", "a+rX", copy], check=True)
+        self._opened = opened(place)
 
     def command(self, *volumes: Path) -> list[str]:
         """What comes before the command."""
-        copies = [str(path) for pair in self._copies.items() for path in pair]
-        return [*NAMESPACES, "sh", "-ec", ENTER, "container", *map(str, volumes), "--", *copies, "--"]
+        return [*NAMESPACES, "sh", "-ec", ENTER, "container", *map(str, volumes), "--", self._opened, "--"]
 
 
 @pytest.fixture
