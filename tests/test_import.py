@@ -39,7 +39,7 @@ HOST_MODULES = [
     *(f"picostep._{name}" for name in ("cost", "api", "ring", "keeper")),
     *(
         f"picostep.{name}"
-        for name in ("api", "config", "errors", "ringdir", "runtime", "settings", "times", "usage")
+        for name in ("api", "config", "errors", "record", "ringdir", "runtime", "settings", "times", "usage")
     ),
     *(f"picostep.settings.{name}" for name in ("destination", "table", "urls")),
 ]
