@@ -548,7 +548,7 @@ def test_a_closed_reader(rig: Rig) -> None:
 
 def test_a_note_for_the_host(rig: Rig) -> None:
     reader = rig.reader()
-    for note, shown in [("http 503", "http 503"), ("é" * 100, "?" * 63), ("", "")]:
+    for note, shown in [("http 503", "http 503"), ("é" * 600, "?" * 511), ("", "")]:
         reader.note(note)
         assert rig.ring.counters()["last_error"] == shown
     reader.close()

@@ -15,6 +15,9 @@ class _Ids(Protocol):
 class RingError(Exception):
     """A file that is not a ring, or one that this version may not read."""
 
+class NewerRing(RingError):
+    """A ring of a later version of the format: whole, and for an exporter of that version."""
+
 class JSONText(str):
     """A text that was handed over as a dict or list: its content is JSON."""
 
@@ -147,7 +150,7 @@ class RingReader:
         """Give back the space of an adopted ring that is empty; its counters stay."""
 
     def note(self, text: str) -> None:
-        """Say what goes wrong, in up to 63 ASCII characters; "" clears it."""
+        """Say what goes wrong, in up to 511 ASCII characters, to a host of version 2 in 63; "" clears it."""
 
     def counters(self) -> dict[str, Any]:
         """Return numbers of records, drops by reason, and the last error."""
