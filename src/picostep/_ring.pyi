@@ -22,6 +22,9 @@ class _Ids(Protocol):
 class RingError(Exception):
     """A file that is not a ring, or one that this version may not read. The message says why."""
 
+class NewerRing(RingError):
+    """A ring of a later version of the format: whole, and for an exporter of that version."""
+
 class JSONText(str):
     """A text that was handed over as a dict or list: its content is JSON."""
 
@@ -210,7 +213,7 @@ class RingReader:
         """Give back the space of an adopted ring that is empty; its counters stay."""
 
     def set_last_error(self, text: str) -> None:
-        """Say what goes wrong, in up to 63 ASCII characters: the host shows it in stats(). "" clears it."""
+        """Say what goes wrong, in up to 511 ASCII characters, to a host of version 2 in 63; "" clears it."""
 
     def counters(self) -> dict[str, Any]:
         """
