@@ -29,7 +29,7 @@ from picostep._ring cimport (
     STEP_FINISH, STEP_PROMPT, STEP_PROVIDER, STEP_REQUESTED, STEP_RESPONSE, STEP_TIER, STEP_TOOLS, STEP_USED,
     TOKENS_CACHE_WRITE, TOKENS_CACHE_WRITE_1H, TOKENS_CACHED, TOKENS_COMPLETION, TOKENS_KINDS,
     TOKENS_REASONING, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME, TOOL_RESULT, TRACEPARENT, Record, Ring, append,
-    host, ps_mutex, track, track_again, untrack,
+    count_unrecorded, host, ps_mutex, track, track_again, untrack,
 )
 
 from picostep.errors import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError
@@ -562,7 +562,7 @@ cdef inline bint hand_over(Draft *draft, int destination) except? -1:
         runtime.open_ring(destination)
         ring = host.ring[destination]
         if ring == NULL:
-            host.unrecorded += 1
+            count_unrecorded()
             return False
     return append(ring, &draft.record, draft.text) == 0
 
@@ -700,21 +700,27 @@ cdef int note_run(_Handle self) except -1:
     nothing of it."""
     cdef Record record
     cdef Ring *ring = host.ring[self.destination]
-    cdef int64_t now
+    cdef int64_t now, offset
     if ring == NULL or disabled or self.forks != host.forks:
         return 0
     now = monotonic_ns()
     lock(&host.lock)
-    record = self.draft.record
-    record.end_ns = now + clock_offset(&host.clock, now)
+    offset = clock_offset(&host.clock, now)
     unlock(&host.lock)
-    if not record.flags & START_GIVEN:
-        record.start_ns += record.end_ns - now
-    if ring.number != self.ring:
-        self.ring = ring.number
-        self.slot = <uint16_t>track(ring, &record, self.draft.text)
-    elif self.slot:
-        track_again(ring, self.slot, &record, self.draft.text)
+    # Without the GIL, whoever waits for a lock lets other threads change the run meanwhile: so nothing of it is
+    # looked at before the ring is ours.
+    lock(&ring.lock)
+    if self.state == OPEN:
+        record = self.draft.record
+        record.end_ns = now + offset
+        if not record.flags & START_GIVEN:
+            record.start_ns += offset
+        if ring.number != self.ring:
+            self.ring = ring.number
+            self.slot = <uint16_t>track(ring, &record, self.draft.text)
+        elif self.slot:
+            track_again(ring, self.slot, &record, self.draft.text)
+    unlock(&ring.lock)
     return 0
 
 

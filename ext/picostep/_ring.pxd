@@ -194,6 +194,7 @@ cdef struct Host:           # what a process shares between its rooms
 
 cdef Host *host
 
+cdef void count_unrecorded() noexcept nogil
 cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept
 cdef uint32_t track(Ring *ring, Record *record, PyObject **texts) noexcept
 cdef void track_again(Ring *ring, uint32_t slot, Record *record, PyObject **texts) noexcept

@@ -70,6 +70,7 @@ _keepers: dict[int, Keeper] = {}
 _threads: dict[int, object] = {}
 _overrides: dict[int, Overrides] = {}
 _retired: list[dict[str, object]] = []
+_given_up: dict[int, int] = {}  # the head of each ring that was waited for in vain, before the exit
 _misuses: dict[str, int] = {}
 _traceparent_ignored = False
 _forks = 0
@@ -293,6 +294,7 @@ def _forget_parent() -> None:
         _keepers.clear()
         _threads.clear()
         _retired.clear()
+        _given_up.clear()
         _misuses.clear()
 
 
@@ -475,6 +477,18 @@ def _wait_until_all(done: Callable[[_ring.HostRing, int], bool], timeout: float)
     return True
 
 
+def wait_for_delivery(timeout: float | None = None) -> None:
+    """
+    Wait like `flush()`, for `exit_timeout` by default; what is not delivered by then is not waited for again.
+
+    For whoever is told of the end of the process before `atexit` is, if that is at all.
+    """
+    if timeout is None:
+        timeout = settings().exit_timeout
+    if not flush(timeout):
+        _given_up.update({number: ring.head for number, ring in list(_rings.items())})
+
+
 def shutdown(timeout: float) -> bool:
     """Flush, then give the rings up; a later record opens new ones. What is left is for an exporter."""
     done = flush(timeout)
@@ -554,9 +568,13 @@ def _at_exit() -> None:
         for ring in list(_rings.values()):
             ring.abandon_runs()
     current = settings()
-    if current.exporter == "off" or _wait_until_all(
-        lambda ring, head: ring.tail >= head, current.exit_timeout
-    ):
+    if current.exporter == "off":
+        return
+    if all(_given_up.get(number) == ring.head for number, ring in list(_rings.items())):
+        timeout = 0.0  # nothing has come since somebody waited in vain
+    else:
+        timeout = current.exit_timeout
+    if _wait_until_all(lambda ring, head: ring.tail >= head, timeout):
         return
     rings = list(_rings.values())
     waiting = sum(ring.counters().get("in_ring", 0) for ring in rings)
