@@ -207,7 +207,7 @@ def delivery(session: nox.Session) -> None:
 
 @nox.session
 def capacity(session: nox.Session) -> None:
-    """What one exporter can send to a collector, and how much that is: the tables of docs/scaling.md."""
+    """What one exporter sends to a collector, and how much that is: the tables of docs/guides/scaling.md."""
     session.install(".[cli,otlp]", "chdb")
     session.run("python", "benchmarks/capacity.py", *session.posargs)
 

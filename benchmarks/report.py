@@ -39,7 +39,7 @@ def render(found: dict[str, Result]) -> str:
     head = (
         "# Results\n\n"
         "Written by `benchmarks/report.py` from `benchmarks/results/`; do not edit. "
-        "[docs/performance.md](../docs/performance.md) has the methods.\n"
+        "[docs/internals/performance.md](../docs/internals/performance.md) has the methods.\n"
     )
     return "\n".join([head, *(section(found[kind]) for kind, section in SECTIONS.items() if kind in found)])
 

@@ -1,1 +1,1 @@
-"""What an exporter can take, and what a step costs it; docs/performance.md has the method."""
+"""What an exporter can take, and what a step costs it; docs/internals/performance.md has the method."""

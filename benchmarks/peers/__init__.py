@@ -1,1 +1,1 @@
-"""The same step on picostep and on other recorders; docs/performance.md has the method."""
+"""The same step on picostep and on other recorders; docs/internals/performance.md has the method."""

@@ -3,7 +3,7 @@ The same step on picostep and its peers, interleaved: `nox -s peers`, or `python
 
 The driver: it makes the environments, starts the ingest and a process per peer, lets them take turns,
 checks what arrived, and writes benchmarks/results/peers.json; report.py makes RESULTS.md and the README's
-table of it. docs/performance.md says what is measured, and how each peer is treated.
+table of it. docs/internals/performance.md says what is measured, and how each peer is treated.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a busy host feels of its recorder; docs/performance.md has the method."""
+"""What a busy host feels of its recorder; docs/internals/performance.md has the method."""

@@ -80,19 +80,19 @@ cdef bint keeping = False           # runs that are let go stay in the tables of
 
 
 def bind(module) -> None:
-    """Gives this module the functions it calls when something happens for the first time."""
+    """Give this module the functions it calls when something happens for the first time."""
     global runtime
     runtime = module
 
 
 def use(int destination, bint is_disabled, bint raises) -> None:
-    """Sets the default destination (-1: resolve at first use), if it is disabled, what misuse does."""
+    """Set the default destination (-1: resolve at first use), if all is disabled, if misuse raises."""
     global default_destination, disabled, raising
     default_destination, disabled, raising = destination, is_disabled, raises
 
 
 def keep_runs() -> None:
-    """Has runs that are let go from now on reported like those that stay open.
+    """Have runs that are let go from now on reported like those that stay open.
 
     For a process that ends because of an exception.
     """
@@ -599,18 +599,19 @@ cdef class _Handle:
 
     @cython.critical_section
     def status(self, code, message=None):
-        """Sets the status.
+        """Set the status.
 
         Args:
-            code: 0 for ok, 2 for error; any int within ±2**53 goes out as given.
+            code: 0 for ok, 2 for error; any other int from -2**53 to 2**53 goes out as given.
             message: text; secrets in it are redacted before it leaves the machine. None keeps what was set.
 
         Returns:
             The object itself.
 
         Raises:
-            EndedError: after end() or error().
-            ArgumentTypeError, ArgumentError: an argument is not what it should be.
+            EndedError: the object has ended.
+            ArgumentTypeError: `code` is no int, or `message` no str.
+            ArgumentError: `code` is out of range.
         """
         cdef str where = <str>STATUS_OF[self.draft.record.kind]
         if self.state != OPEN:
@@ -621,16 +622,17 @@ cdef class _Handle:
 
     @cython.critical_section
     def error(self, status_message="", end_time=None):
-        """Ends the object as failed (status code 2) and hands it over; nothing but itself is required.
+        """End the object as failed (status code 2) and hand it over; nothing else is required.
 
         Args:
-            status_message: what went wrong; "" keeps a message that status() set. Secrets in it are redacted
-                on the way out.
-            end_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+            status_message: what went wrong; "" keeps a message that `status()` set. Secrets in it are
+                redacted before it leaves the machine.
+            end_time: aware datetime or ISO 8601 text with an offset, for replayed logs; now when None.
 
         Raises:
-            EndedError: a second end.
-            ArgumentTypeError, ArgumentError: an argument is not what it should be; the object stays open.
+            EndedError: the object has ended.
+            ArgumentTypeError, ArgumentError: an argument has a wrong type, `end_time` cannot be read or lies
+                before the start. The object stays open.
         """
         cdef str where = <str>ERROR_OF[self.draft.record.kind]
         if self.state != OPEN:
@@ -652,6 +654,7 @@ cdef class _Handle:
         return self
 
     def __exit__(self, kind, error, traceback):
+        """End the object if it is open; after an exception, as failed with the exception's text."""
         if self.state != OPEN:
             return
         if kind is None:
@@ -776,9 +779,9 @@ cdef ToolCall tool_call_of(_Handle parent, object tool_name, object tool_call_id
 
 @cython.final
 cdef class Run(_Handle):
-    """One run of an agent. Made by picostep.run(); usable as a context manager.
+    """One run of an agent, made by `picostep.run()`.
 
-    Thread-safety: methods may be called from any thread; each call is atomic.
+    Also a context manager. Thread-safety: methods may be called from any thread; each call is atomic.
     """
 
     def __dealloc__(self):
@@ -787,22 +790,55 @@ cdef class Run(_Handle):
 
     @cython.critical_section
     def step(self, step_id=None, *, start_time=None) -> Step:
-        """Begins a step of this run. The run may have ended.
+        """Begin a step of this run, which may have ended.
 
         Args:
             step_id: text; a UUID when None or "".
-            start_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+            start_time: aware datetime or ISO 8601 text with an offset, for replayed logs; now when None.
+
+        Returns:
+            The step. It goes where the run goes, and into the same trace.
+
+        Raises:
+            ArgumentTypeError, ArgumentError: an argument has a wrong type, or `start_time` cannot be read.
         """
         return step_of(self, step_id, start_time, "Run.step")
 
     @cython.critical_section
     def tool_call(self, tool_name=None, tool_call_id=None, *, start_time=None) -> ToolCall:
-        """Begins a tool call of this run; arguments as in picostep.tool_call()."""
+        """Begin a tool call of this run, which may have ended.
+
+        Args:
+            tool_name: text; may also be set by `ToolCall.name()`.
+            tool_call_id: text; a UUID when None or "".
+            start_time: aware datetime or ISO 8601 text with an offset, for replayed logs; now when None.
+
+        Returns:
+            The tool call. It goes where the run goes, and into the same trace.
+
+        Raises:
+            ArgumentTypeError, ArgumentError: an argument has a wrong type, or `start_time` cannot be read.
+        """
         return tool_call_of(self, tool_name, tool_call_id, start_time, "Run.tool_call")
 
     @cython.critical_section
     def prompt(self, user_prompt, system_prompt=None, full_input=None):
-        """Sets what the user asked; replaces all three parts. Texts, or lists/dicts of provider messages."""
+        """Set what the user asked; replaces all three parts.
+
+        Args:
+            user_prompt: a text, or a list or dict of provider messages, of which the JSON is kept as it is
+                now.
+            system_prompt: the same, of the instructions; None for none.
+            full_input: the same, of everything the agent was given; None for none.
+
+        Returns:
+            The run itself.
+
+        Raises:
+            EndedError: the run has ended.
+            ArgumentTypeError: an argument is no str, list or dict, or holds what JSON has no form for.
+            ArgumentError: a list or dict is too deep, holds itself, or holds NaN or an infinite number.
+        """
         if self.state != OPEN:
             not_open(self.state, "Run.prompt")
         elif set_bodies(&self.draft, RUN_PROMPT, user_prompt, RUN_SYSTEM, system_prompt, RUN_INPUT,
@@ -812,7 +848,20 @@ cdef class Run(_Handle):
 
     @cython.critical_section
     def response(self, text, full_output=None):
-        """Sets what the agent answered; replaces both parts. Texts, or lists/dicts of provider messages."""
+        """Set what the agent answered; replaces both parts.
+
+        Args:
+            text: a text, or a list or dict of provider messages, of which the JSON is kept as it is now.
+            full_output: the same, of everything the agent put out; None for none.
+
+        Returns:
+            The run itself.
+
+        Raises:
+            EndedError: the run has ended.
+            ArgumentTypeError: an argument is no str, list or dict, or holds what JSON has no form for.
+            ArgumentError: a list or dict is too deep, holds itself, or holds NaN or an infinite number.
+        """
         if self.state != OPEN:
             not_open(self.state, "Run.response")
         elif set_bodies(&self.draft, RUN_RESPONSE, text, RUN_OUTPUT, full_output, RUN_OUTPUT, None,
@@ -822,7 +871,21 @@ cdef class Run(_Handle):
 
     @cython.critical_section
     def metadata(self, data=None, **kwargs):
-        """Merges keys into the run's metadata, snapshotted now. Keys: str; values: str or any JSON value."""
+        """Merge keys into the run's metadata; of a key that is given again, the last value counts.
+
+        Args:
+            data: a mapping, or pairs of key and value. Keys are str, values anything that JSON has a form
+                for; all is kept as it is now.
+            **kwargs: more of them; they win over `data`.
+
+        Returns:
+            The run itself.
+
+        Raises:
+            EndedError: the run has ended.
+            ArgumentTypeError: `data` is no mapping, a key is no str, or a value has no JSON form.
+            ArgumentError: a value is too deep, holds itself, or holds NaN or an infinite number.
+        """
         if self.state != OPEN:
             not_open(self.state, "Run.metadata")
         elif set_metadata(&self.draft, data, kwargs, "Run.metadata"):
@@ -830,20 +893,33 @@ cdef class Run(_Handle):
         return self
 
     def feedback(self, score=None, text=None) -> bool:
-        """Records the user's feedback on this run; as picostep.submit_feedback()."""
+        """Record the user's feedback on this run, which may have ended.
+
+        Args:
+            score: `"thumbs_up"` or `"thumbs_down"`.
+            text: at most 2,000 characters. One of score and text is needed.
+
+        Returns:
+            Whether it was recorded. It is delivered later, like everything else.
+
+        Raises:
+            ArgumentTypeError, ArgumentError: an argument is not what it should be.
+        """
         check_made(self, "Run.feedback")
         return record_feedback(self.run_id, score, text, self.destination, "Run.feedback")
 
     @cython.critical_section
     def end(self, end_time=None):
-        """Ends the run and hands it over.
+        """End the run and hand it over.
 
         Args:
-            end_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+            end_time: aware datetime or ISO 8601 text with an offset, for replayed logs; now when None.
 
         Raises:
             MissingFieldError: no prompt was set; the run stays open.
-            EndedError: a second end.
+            EndedError: the run has ended.
+            ArgumentTypeError, ArgumentError: `end_time` cannot be read or lies before the start; the run
+                stays open.
         """
         if self.state != OPEN:
             not_open(self.state, "Run.end")
@@ -856,9 +932,9 @@ cdef class Run(_Handle):
 
 @cython.final
 cdef class Step(_Handle):
-    """One request to a model and its response. Made by picostep.step() or Run.step(); also a context manager.
+    """One request to a model and its response, made by `picostep.step()` or `Run.step()`.
 
-    Thread-safety: methods may be called from any thread; each call is atomic.
+    Also a context manager. Thread-safety: methods may be called from any thread; each call is atomic.
     """
 
     @property
@@ -869,19 +945,19 @@ cdef class Step(_Handle):
 
     @property
     def total_cost(self):
-        """Cost in US dollars as an exact decimal.Decimal, or None when it is not known; see cost_status.
+        """Cost in US dollars as an exact `decimal.Decimal`; None when it is not known.
 
-        What cost() was given, else what follows from model and tokens: at once, also before end(). A float
-        counts as the shortest decimal that denotes it.
+        What `cost()` was given, else what follows from model and tokens: at once, also before `end()`. A
+        float counts as the shortest decimal that denotes it. `cost_status` says where it comes from.
         """
         return runtime.cost(self.priced(), self.destination)[0]
 
     @property
     def cost_status(self) -> str:
-        """Where total_cost comes from, or why there is none.
+        """Where `total_cost` comes from, or why there is none.
 
-        One of picostep.prices.STATUSES: "user", "override", "priced", "free", "unknown_model" …;
-        docs/prices.md explains them.
+        One of `picostep.prices.STATUSES`: `"user"`, `"override"`, `"priced"`, `"free"`, `"unknown_model"` and
+        so on; docs/reference/prices.md explains them.
         """
         return runtime.cost(self.priced(), self.destination)[1]
 
@@ -908,7 +984,19 @@ cdef class Step(_Handle):
 
     @cython.critical_section
     def prompt(self, text):
-        """Sets what was sent to the model: a text, or a list/dict of provider messages, snapshotted now."""
+        """Set what was sent to the model.
+
+        Args:
+            text: a text, or a list or dict of provider messages, of which the JSON is kept as it is now.
+
+        Returns:
+            The step itself.
+
+        Raises:
+            EndedError: the step has ended.
+            ArgumentTypeError: it is no str, list or dict, or holds what JSON has no form for.
+            ArgumentError: it is too deep, holds itself, or holds NaN or an infinite number.
+        """
         if self.state == OPEN:
             set_body(&self.draft, STEP_PROMPT, text, "Step.prompt", "text")
         else:
@@ -917,7 +1005,19 @@ cdef class Step(_Handle):
 
     @cython.critical_section
     def response(self, text):
-        """Sets what the model answered: a text, or a list/dict of provider messages, snapshotted now."""
+        """Set what the model answered.
+
+        Args:
+            text: a text, or a list or dict of provider messages, of which the JSON is kept as it is now.
+
+        Returns:
+            The step itself.
+
+        Raises:
+            EndedError: the step has ended.
+            ArgumentTypeError: it is no str, list or dict, or holds what JSON has no form for.
+            ArgumentError: it is too deep, holds itself, or holds NaN or an infinite number.
+        """
         if self.state == OPEN:
             set_body(&self.draft, STEP_RESPONSE, text, "Step.response", "text")
         else:
@@ -926,12 +1026,20 @@ cdef class Step(_Handle):
 
     @cython.critical_section
     def model(self, requested=None, used=None, *, provider=None, service_tier=None):
-        """Sets the model that was asked for and the one that answered. None keeps what was set.
+        """Set the model that was asked for and the one that answered; None keeps what was set.
 
         Args:
-            requested, used: names, as the provider writes them.
-            provider: who served it, as "openai", "azure", "bedrock"; without it the name has to tell.
-            service_tier: "batch", "flex", "priority" …, where that has a price of its own.
+            requested: the name in the request, as the provider writes it.
+            used: the name in the response, as the provider writes it.
+            provider: who served it: `"openai"`, `"azure"`, `"bedrock"` …; without it the name has to tell.
+            service_tier: `"batch"`, `"flex"`, `"priority"` …, where that has a price of its own.
+
+        Returns:
+            The step itself.
+
+        Raises:
+            EndedError: the step has ended.
+            ArgumentTypeError: an argument is no str; none of them is set.
         """
         cdef Draft *draft = &self.draft
         if self.state != OPEN:
@@ -949,20 +1057,27 @@ cdef class Step(_Handle):
     @cython.critical_section
     def tokens(self, prompt_uncached=None, prompt_cached=None, completion=None, *, cache_write=None,
                cache_write_1h=None, reasoning=None):
-        """Sets token counts: ints from 0 to 2**53. None keeps what was set.
+        """Set token counts, each an int from 0 to 2**53; None keeps what was set.
 
         Args:
             prompt_uncached: prompt tokens processed afresh.
             prompt_cached: prompt tokens read from a cache. They are not part of the uncached ones; that they
-                were counted twice cannot be seen from here, so prefer usage(), which reads a provider's own
+                were counted twice cannot be seen from here, so prefer `usage()`, which reads a provider's own
                 answer.
             completion: tokens generated, reasoning included.
             cache_write: prompt tokens written to a cache; not part of the two above.
-            cache_write_1h: those of cache_write that live for an hour.
-            reasoning: those of completion that are reasoning.
+            cache_write_1h: those of `cache_write` that live for an hour.
+            reasoning: those of `completion` that are reasoning.
 
-        The keywords serve the cost and the sinks of one's own; The Context Company's ingest has no place for
-        them.
+        The keywords serve the cost and sinks of your own; The Context Company's ingest has no place for them.
+
+        Returns:
+            The step itself.
+
+        Raises:
+            EndedError: the step has ended.
+            ArgumentTypeError: a count is no int; bools and floats are none. No count is changed.
+            ArgumentError: a count is out of range, or a part is larger than its whole. No count is changed.
         """
         if self.state == OPEN:
             set_tokens(&self.draft, prompt_uncached, prompt_cached, completion, cache_write, cache_write_1h,
@@ -973,7 +1088,21 @@ cdef class Step(_Handle):
 
     @cython.critical_section
     def usage(self, obj):
-        """Sets the token counts from a provider's usage object or dict; see picostep.usage."""
+        """Set the token counts from what a provider reports.
+
+        Args:
+            obj: the usage of a response, as object or dict: OpenAI (chat and responses), Anthropic, Gemini,
+                LiteLLM. What it does not report keeps what was set.
+
+        Returns:
+            The step itself.
+
+        Raises:
+            EndedError: the step has ended.
+            ArgumentTypeError: it is None, a text, a number or a list.
+            ArgumentError: its form is not known, a count is no int from 0 to 2**53, or a part is larger than
+                its whole. No count is changed.
+        """
         if self.state != OPEN:
             not_open(self.state, "Step.usage")
             return self
@@ -988,9 +1117,18 @@ cdef class Step(_Handle):
 
     @cython.critical_section
     def cost(self, real_total):
-        """Sets the cost in US dollars: int, float or Decimal, finite and ≥ 0. It goes out as given.
+        """Set the cost in US dollars. It goes out as given and beats every price.
 
-        None takes it back.
+        Args:
+            real_total: an int, float or Decimal, finite, at least 0 and below 1e300. None takes it back.
+
+        Returns:
+            The step itself.
+
+        Raises:
+            EndedError: the step has ended.
+            ArgumentTypeError: it is no number, or a bool.
+            ArgumentError: it is out of range, or has more than 1,000 digits.
         """
         if self.state == OPEN:
             set_cost(&self.draft, real_total, "Step.cost", "real_total")
@@ -1000,7 +1138,19 @@ cdef class Step(_Handle):
 
     @cython.critical_section
     def finish_reason(self, reason):
-        """Sets why the model stopped. None takes it back, as a provider's object may hold one."""
+        """Set why the model stopped.
+
+        Args:
+            reason: a text, as the provider writes it. None takes it back, as a provider's object may hold
+                one.
+
+        Returns:
+            The step itself.
+
+        Raises:
+            EndedError: the step has ended.
+            ArgumentTypeError: it is neither str nor None.
+        """
         if self.state != OPEN:
             not_open(self.state, "Step.finish_reason")
         elif reason is None:
@@ -1011,7 +1161,20 @@ cdef class Step(_Handle):
 
     @cython.critical_section
     def tool_definitions(self, definitions):
-        """Sets the tools the model could call: a text, or a list/dict, snapshotted now."""
+        """Set the tools that the model could call.
+
+        Args:
+            definitions: a text, or a list or dict of the provider's definitions, of which the JSON is kept as
+                it is now.
+
+        Returns:
+            The step itself.
+
+        Raises:
+            EndedError: the step has ended.
+            ArgumentTypeError: it is no str, list or dict, or holds what JSON has no form for.
+            ArgumentError: it is too deep, holds itself, or holds NaN or an infinite number.
+        """
         if self.state == OPEN:
             set_body(&self.draft, STEP_TOOLS, definitions, "Step.tool_definitions", "definitions")
         else:
@@ -1020,7 +1183,14 @@ cdef class Step(_Handle):
 
     @cython.critical_section
     def first_token(self):
-        """Marks the arrival of the first streamed token; only the first call counts."""
+        """Mark the arrival of the first streamed token, now; only the first call counts.
+
+        Returns:
+            The step itself.
+
+        Raises:
+            EndedError: the step has ended.
+        """
         if self.state != OPEN:
             not_open(self.state, "Step.first_token")
         elif not self.draft.record.first_token_ns:
@@ -1029,19 +1199,33 @@ cdef class Step(_Handle):
 
     @cython.critical_section
     def tool_call(self, tool_name=None, tool_call_id=None, *, start_time=None) -> ToolCall:
-        """Begins a tool call of this step's run; arguments as in picostep.tool_call()."""
+        """Begin a tool call of this step's run, which may have ended.
+
+        Args:
+            tool_name: text; may also be set by `ToolCall.name()`.
+            tool_call_id: text; a UUID when None or "".
+            start_time: aware datetime or ISO 8601 text with an offset, for replayed logs; now when None.
+
+        Returns:
+            The tool call. It goes where the step goes, and into the same trace.
+
+        Raises:
+            ArgumentTypeError, ArgumentError: an argument has a wrong type, or `start_time` cannot be read.
+        """
         return tool_call_of(self, tool_name, tool_call_id, start_time, "Step.tool_call")
 
     @cython.critical_section
     def end(self, end_time=None):
-        """Ends the step and hands it over.
+        """End the step and hand it over.
 
         Args:
-            end_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+            end_time: aware datetime or ISO 8601 text with an offset, for replayed logs; now when None.
 
         Raises:
             MissingFieldError: prompt or response was not set; the step stays open.
-            EndedError: a second end.
+            EndedError: the step has ended.
+            ArgumentTypeError, ArgumentError: `end_time` cannot be read or lies before the start; the step
+                stays open.
         """
         cdef uint16_t present = self.draft.record.present
         if self.state != OPEN:
@@ -1057,9 +1241,9 @@ cdef class Step(_Handle):
 
 @cython.final
 cdef class ToolCall(_Handle):
-    """One call of a tool. Made by picostep.tool_call(), Run.tool_call(), Step.tool_call(); with-able.
+    """One call of a tool, made by `picostep.tool_call()`, `Run.tool_call()` or `Step.tool_call()`.
 
-    Thread-safety: methods may be called from any thread; each call is atomic.
+    Also a context manager. Thread-safety: methods may be called from any thread; each call is atomic.
     """
 
     @property
@@ -1070,7 +1254,18 @@ cdef class ToolCall(_Handle):
 
     @cython.critical_section
     def name(self, tool_name):
-        """Sets the tool's name."""
+        """Set the tool's name.
+
+        Args:
+            tool_name: a text.
+
+        Returns:
+            The tool call itself.
+
+        Raises:
+            EndedError: the tool call has ended.
+            ArgumentTypeError: it is no str.
+        """
         if self.state == OPEN:
             set_text(&self.draft, TOOL_NAME, tool_name, "ToolCall.name", "tool_name")
         else:
@@ -1079,7 +1274,19 @@ cdef class ToolCall(_Handle):
 
     @cython.critical_section
     def args(self, value):
-        """Sets the arguments: a text as it is, anything else as the text of its JSON, snapshotted now."""
+        """Set the arguments.
+
+        Args:
+            value: a text as it is; anything else as the text of its JSON, as it is now.
+
+        Returns:
+            The tool call itself.
+
+        Raises:
+            EndedError: the tool call has ended.
+            ArgumentTypeError: it has no JSON form.
+            ArgumentError: it is too deep, or holds itself.
+        """
         if self.state == OPEN:
             set_tool_value(&self.draft, TOOL_ARGS, value, "ToolCall.args", "value")
         else:
@@ -1088,7 +1295,19 @@ cdef class ToolCall(_Handle):
 
     @cython.critical_section
     def result(self, value):
-        """Sets the result: a text as it is, anything else as the text of its JSON, snapshotted now."""
+        """Set the result.
+
+        Args:
+            value: a text as it is; anything else as the text of its JSON, as it is now.
+
+        Returns:
+            The tool call itself.
+
+        Raises:
+            EndedError: the tool call has ended.
+            ArgumentTypeError: it has no JSON form.
+            ArgumentError: it is too deep, or holds itself.
+        """
         if self.state == OPEN:
             set_tool_value(&self.draft, TOOL_RESULT, value, "ToolCall.result", "value")
         else:
@@ -1097,14 +1316,16 @@ cdef class ToolCall(_Handle):
 
     @cython.critical_section
     def end(self, end_time=None):
-        """Ends the tool call and hands it over.
+        """End the tool call and hand it over.
 
         Args:
-            end_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
+            end_time: aware datetime or ISO 8601 text with an offset, for replayed logs; now when None.
 
         Raises:
             MissingFieldError: no name was set; the tool call stays open.
-            EndedError: a second end.
+            EndedError: the tool call has ended.
+            ArgumentTypeError, ArgumentError: `end_time` cannot be read or lies before the start; the tool
+                call stays open.
         """
         if self.state != OPEN:
             not_open(self.state, "ToolCall.end")
@@ -1119,7 +1340,7 @@ cdef class ToolCall(_Handle):
 
 def run(run_id=None, session_id=None, conversational=None, api_key=None, tcc_url=None, *,
         start_time=None, traceparent=None) -> Run:
-    """Begins a run.
+    """Begin a run.
 
     Args:
         run_id: text; a UUID when None or "".
@@ -1127,14 +1348,17 @@ def run(run_id=None, session_id=None, conversational=None, api_key=None, tcc_url
         conversational: whether the run is part of a conversation.
         api_key: sends this run, its steps, tool calls and feedback with another key than the settings'.
         tcc_url: sends this run, its steps and tool calls to another endpoint than the settings'.
-        start_time: aware datetime or ISO 8601 text, for replayed logs; now when not given.
-        traceparent: the caller's span, as the header of W3C Trace Context has it: sink otlp shows this run
+        start_time: aware datetime or ISO 8601 text with an offset, for replayed logs; now when None.
+        traceparent: the caller's span, as the header of W3C Trace Context has it: sink `otlp` shows this run
             below that, in its trace, and the steps and tool calls made from the run with it. See
-            current_traceparent(). A text that is not valid is ignored, and the first one logged.
+            `current_traceparent()`. A text that is not valid is ignored, and the first one logged.
+
+    Returns:
+        The run; also a context manager.
 
     Raises:
         ConfigError: at first use, a setting is not valid.
-        ArgumentTypeError, ArgumentError: an argument is not what it should be.
+        ArgumentTypeError, ArgumentError: an argument has a wrong type, or `start_time` cannot be read.
     """
     cdef int destination = destination_of(api_key, tcc_url, "run")
     cdef Run made = Run.__new__(Run)
@@ -1163,16 +1387,22 @@ cdef int set_conversational(Draft *draft, object value, str where) except -1:
 
 
 def step(run_id, step_id=None, api_key=None, tcc_url=None, *, start_time=None, traceparent=None) -> Step:
-    """Begins a step of the run with this id.
+    """Begin a step of the run with this id.
 
     Args:
         run_id: text, not empty.
         step_id: text; a UUID when None or "".
-        api_key, tcc_url, start_time: as in run().
+        api_key: sends this step with another key than the settings'.
+        tcc_url: sends this step to another endpoint than the settings'.
+        start_time: aware datetime or ISO 8601 text with an offset, for replayed logs; now when None.
         traceparent: what the run was given, so that both are in one trace.
 
+    Returns:
+        The step; also a context manager.
+
     Raises:
-        ConfigError, ArgumentTypeError, ArgumentError: as run().
+        ConfigError: at first use, a setting is not valid.
+        ArgumentTypeError, ArgumentError: an argument is not what it should be.
     """
     cdef int destination = destination_of(api_key, tcc_url, "step")
     cdef Step made = new_step(destination)
@@ -1185,16 +1415,23 @@ def step(run_id, step_id=None, api_key=None, tcc_url=None, *, start_time=None, t
 
 def tool_call(run_id, tool_call_id=None, tool_name=None, api_key=None, tcc_url=None, *,
               start_time=None, traceparent=None) -> ToolCall:
-    """Begins a tool call of the run with this id.
+    """Begin a tool call of the run with this id.
 
     Args:
         run_id: text, not empty.
         tool_call_id: text; a UUID when None or "".
-        tool_name: text; may also be set by ToolCall.name().
-        api_key, tcc_url, start_time, traceparent: as in step().
+        tool_name: text; may also be set by `ToolCall.name()`.
+        api_key: sends this tool call with another key than the settings'.
+        tcc_url: sends this tool call to another endpoint than the settings'.
+        start_time: aware datetime or ISO 8601 text with an offset, for replayed logs; now when None.
+        traceparent: what the run was given, so that both are in one trace.
+
+    Returns:
+        The tool call; also a context manager.
 
     Raises:
-        ConfigError, ArgumentTypeError, ArgumentError: as run().
+        ConfigError: at first use, a setting is not valid.
+        ArgumentTypeError, ArgumentError: an argument is not what it should be.
     """
     cdef int destination = destination_of(api_key, tcc_url, "tool_call")
     cdef ToolCall made = new_tool_call(destination)
@@ -1221,10 +1458,24 @@ def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, m
               tool_definitions=None, status_code=0, status_message=None, start_time=None, end_time=None,
               api_key=None, tcc_url=None, provider=None, service_tier=None, cache_write=None,
               cache_write_1h=None, reasoning=None, traceparent=None) -> str:
-    """Records a whole step in one call: the fastest way. Arguments as in step() and the methods of Step.
+    """Record a whole step in one call: the fastest way.
+
+    Args:
+        run_id, step_id, start_time, api_key, tcc_url, traceparent: as in `step()`.
+        prompt, response, tool_definitions: as in the methods of `Step` with these names.
+        model_requested, model_used, provider, service_tier: as in `Step.model()`.
+        prompt_uncached, prompt_cached, completion, cache_write, cache_write_1h, reasoning: as in
+            `Step.tokens()`.
+        cost: US dollars, as in `Step.cost()`; None is not given.
+        finish_reason: as in `Step.finish_reason()`.
+        status_code, status_message: as in `Step.status()`.
+        end_time: as in `Step.end()`.
 
     Returns:
         The step's id.
+
+    Raises:
+        ConfigError, ArgumentTypeError, ArgumentError: as the calls it stands for; nothing is recorded then.
     """
     cdef int destination = destination_of(api_key, tcc_url, "send_step")
     cdef Draft draft
@@ -1256,12 +1507,19 @@ def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, m
 def send_tool_call(run_id, *, name, tool_call_id=None, args=None, result=None, status_code=0,
                    status_message=None, start_time=None, end_time=None, api_key=None, tcc_url=None,
                    traceparent=None) -> str:
-    """Records a whole tool call in one call. Arguments as in tool_call() and the methods of ToolCall.
+    """Record a whole tool call in one call.
 
-    None is not given.
+    Args:
+        run_id, tool_call_id, start_time, api_key, tcc_url, traceparent: as in `tool_call()`.
+        name, args, result: as in the methods of `ToolCall`; for args and result None is not given.
+        status_code, status_message: as in `ToolCall.status()`.
+        end_time: as in `ToolCall.end()`.
 
     Returns:
         The tool call's id.
+
+    Raises:
+        ConfigError, ArgumentTypeError, ArgumentError: as the calls it stands for; nothing is recorded then.
     """
     cdef int destination = destination_of(api_key, tcc_url, "send_tool_call")
     cdef Draft draft
@@ -1286,19 +1544,25 @@ def send_run(*, prompt, response=None, steps=(), tool_calls=(), run_id=None, ses
              conversational=None, system_prompt=None, full_input=None, full_output=None, metadata=None,
              status_code=0, status_message=None, start_time=None, end_time=None, api_key=None,
              tcc_url=None, traceparent=None) -> str:
-    """Records a whole run in one call, with its steps and tool calls.
+    """Record a whole run in one call, with its steps and tool calls.
 
     Args:
-        steps: mappings of the keywords of send_step(), without run_id and those that the run has for all of
-            them: api_key, tcc_url and traceparent.
-        tool_calls: mappings of the keywords of send_tool_call(), likewise.
-        others: as in run() and the methods of Run.
+        steps: mappings of the keywords of `send_step()`, without `run_id` and those that the run has for all
+            of them: `api_key`, `tcc_url` and `traceparent`.
+        tool_calls: mappings of the keywords of `send_tool_call()`, likewise.
+        run_id, session_id, conversational, start_time, api_key, tcc_url, traceparent: as in `run()`.
+        prompt, system_prompt, full_input: as in `Run.prompt()`.
+        response, full_output: as in `Run.response()`.
+        metadata: as in `Run.metadata()`.
+        status_code, status_message: as in `Run.status()`.
+        end_time: as in `Run.end()`.
 
     Returns:
         The run's id.
 
     Raises:
-        As the calls it stands for. The steps before a wrong one are recorded; the run is not.
+        ConfigError, ArgumentTypeError, ArgumentError: as the calls it stands for. The steps before a wrong
+            one are recorded; the run is not.
     """
     cdef int destination = destination_of(api_key, tcc_url, "send_run")
     cdef Draft draft
@@ -1343,21 +1607,21 @@ cdef int send_all(object send, str run_id, object many, str argument, dict share
 
 
 def submit_feedback(run_id, score=None, text=None, api_key=None, tcc_url=None) -> bool:
-    """Records the user's feedback on a run.
+    """Record the user's feedback on a run.
 
     Args:
         run_id: text.
-        score: "thumbs_up" or "thumbs_down".
+        score: `"thumbs_up"` or `"thumbs_down"`.
         text: at most 2,000 characters. One of score and text is needed.
-        api_key: as in run().
+        api_key: as in `run()`.
         tcc_url: another endpoint for this feedback.
 
     Returns:
         Whether it was recorded. It is delivered later, like everything else.
 
     Raises:
-        ArgumentTypeError, ArgumentError: an argument is not what it should be.
         ConfigError: at first use, a setting is not valid.
+        ArgumentTypeError, ArgumentError: an argument is not what it should be.
     """
     cdef int destination
     if not isinstance(tcc_url, str) or not tcc_url:

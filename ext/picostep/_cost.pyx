@@ -189,7 +189,7 @@ def check_tokens(uncached, cached, cache_write, cache_write_1h, completion, reas
 
 @cython.final
 cdef class PriceTable:
-    """PriceTable(data): a price table out of its bytes.
+    """PriceTable(data)\n--\n\nA price table out of its bytes.
 
     Args:
         data: What `picostep.prices.compile` made. It is copied.
@@ -353,7 +353,7 @@ cdef class PriceTable:
         Args:
             model: The model as it was called, or as the response named it. str.
 
-            provider: Who served it, in one of the spellings of docs/prices.md; None: the name says it.
+            provider: Who served it, in a spelling of docs/reference/prices.md; None: the name says it.
 
         Returns:
             The index of the model, at least 0. -1: the model is not known. -2: the provider is not known.
@@ -441,8 +441,17 @@ cdef class PriceTable:
         self, model, start_ns, provider, service_tier, uncached, cached, cache_write, cache_write_1h,
         completion, reasoning,
     ):
-        """Return what a step cost by the names of its model and provider (as for `find()`; None: not known)
-        and of its service tier (as for `variant()`); everything else as for `cost()`.
+        """Return what a step cost by the names of its model, provider and service tier.
+
+        Args:
+            model, provider: As for `find()`; None is not known.
+
+            service_tier: As for `variant()`.
+
+            others: As for `cost()`.
+
+        Raises:
+            ArgumentTypeError, ArgumentError: As for `cost()` and `find()`.
         """
         cdef Tokens tokens = Tokens(
             tokens_of(uncached, "uncached tokens"), tokens_of(cached, "cached tokens"),
@@ -548,7 +557,7 @@ cdef class PriceTable:
 @cython.final
 @cython.no_gc       # holds an int, texts and at most a table, which knows nothing of costs: no cycles
 cdef class Cost:
-    """Cost(pico, status, table="", row=""): what a step cost, exactly, and how sure that is.
+    """Cost(pico, status, table="", row="")\n--\n\nWhat a step cost, exactly, and how sure that is.
 
     Attributes:
         pico: The cost in pico-dollars (1e-12 USD); None if it is not known. Never 0 for want of a price.
@@ -630,7 +639,7 @@ cpdef object usd(object pico):
 @cython.final
 @cython.no_gc
 cdef class CostSum:
-    """CostSum(): a sum of costs that neither drifts nor overflows.
+    """CostSum()\n--\n\nA sum of costs that neither drifts nor overflows.
 
     Attributes:
         pico: The sum in pico-dollars, int.

@@ -43,13 +43,16 @@ cdef char **as_list(list texts) except NULL:
 
 @cython.final
 cdef class Keeper:
-    """Keeps one exporter running while `start()` was called last, not `stop()`.
+    """What keeps one exporter running while `start()` was called last, not `stop()`.
 
     Args:
         lock_path: the directory's lock file.
         argv, env: of the exporter; bytes without NUL.
         config: what it reads from its standard input.
         when_failed: called once, from another thread, when no process can be started here.
+
+    Attributes:
+        failed: whether no process can be started here.
 
     Raises:
         OSError: this platform or process can have none.
@@ -76,11 +79,11 @@ cdef class Keeper:
         alive[id(self)] = self
 
     def start(self) -> bool:
-        """Wants an exporter; False when there can be no thread."""
+        """Want an exporter; return False when there can be no thread."""
         return not self.failed and keeper_start(self.keeper) == 0
 
     def stop(self) -> None:
-        """Wants none any more; one that runs ends by itself."""
+        """Want none any more; one that runs ends by itself."""
         keeper_stop(self.keeper)
 
     @property

@@ -24,7 +24,15 @@ cdef tuple LOCAL_FIELDS = (
 
 
 def wire(dict record not None) -> dict:
-    """Return the object that the ingest takes for a record; see the stub."""
+    """Return the object that the ingest takes for a step, run or tool call, or the body of a feedback.
+
+    A key that is not set is absent. Values are those of the record, except that metadata is merged: a cost
+    may be a `Decimal`, and a text a `JSONText`, which stands for the JSON value in it. Times are ISO 8601,
+    UTC, cut to milliseconds.
+
+    Raises:
+        Exception: of any type, for a damaged record.
+    """
     kind = record["kind"]
     if kind == "step":
         return step(record)
@@ -38,7 +46,15 @@ def wire(dict record not None) -> dict:
 
 
 def local(dict record not None) -> dict:
-    """Return everything known of a record; see the stub."""
+    """Return everything known of a record: `wire(record)`, and what the ingest has no place for.
+
+    That is `first_token_time`, `provider`, `service_tier`, more counts, `total_cost` (US dollars, exact),
+    `cost_status`, `price_table`, `traceparent`, `shed`, `shortened`, `withheld`. A feedback has the form
+    `type run_id feedback_id time score? text?`.
+
+    Raises:
+        Exception: of any type, for a damaged record.
+    """
     cdef dict fields = local_feedback(record) if record["kind"] == "feedback" else wire(record)
     if "first_token_ns" in record:
         fields["first_token_time"] = iso_time(record["first_token_ns"])
@@ -55,7 +71,13 @@ def total_cost(dict record not None):
 
 
 def merged_metadata(dict record not None) -> dict:
-    """Return the metadata of a run that has some; see the stub."""
+    """Return the metadata of a run that has some: the JSON objects of its lines, later keys win.
+
+    A line that was cut as the record was too large is left out.
+
+    Raises:
+        ValueError: a line is not JSON.
+    """
     import json
 
     cdef dict merged = {}

@@ -434,17 +434,17 @@ at_fork(after_fork_in_child)
 
 
 def forks() -> int:
-    """How many forks lie between the process that loaded picostep and this one."""
+    """Return how many forks lie between the process that loaded picostep and this one."""
     return the_host.forks
 
 
 def unrecorded() -> int:
-    """Records of this process that were lost because it could have no ring at all."""
+    """Return how many records of this process were lost because it could have no ring at all."""
     return the_host.unrecorded
 
 
 def close_in_child(int fd) -> None:
-    """Has forked children close a descriptor, so that a kernel lock on it stays with this process."""
+    """Have forked children close a descriptor, so that a kernel lock on it stays with this process."""
     global child_closes_n
     if child_closes_n == MAX_FDS:
         raise OSError("too many descriptors registered")
@@ -453,7 +453,7 @@ def close_in_child(int fd) -> None:
 
 
 def keep_in_child(int fd) -> None:
-    """Takes close_in_child() back, before the descriptor is closed here."""
+    """Take `close_in_child()` back, before the descriptor is closed here."""
     global child_closes_n
     cdef int i
     for i in range(child_closes_n):
@@ -502,6 +502,9 @@ cdef class HostRing:
         fd: an empty file, locked by the caller; the ring closes it. -1: private memory that dies with the
             process.
         capacity: bytes of data, 64 KiB to 1 GiB.
+
+    Attributes:
+        destination: number of the destination that this is the ring of; -1 before `install()`.
 
     Raises:
         OSError: the file system or memory has no room for the first 256 KiB.
@@ -556,7 +559,7 @@ cdef class HostRing:
         ring.fd = fd
 
     def install(self, int destination) -> bool:
-        """Makes this the ring of a destination; False when that has one already."""
+        """Make this the ring of a destination; False when that has one already."""
         cdef Ring *ring = &self.state.ring
         if not 0 <= destination < MAX_DESTINATIONS:
             raise ValueError(f"destination {destination} is out of range")
@@ -575,7 +578,7 @@ cdef class HostRing:
         return True
 
     def reserve(self) -> None:
-        """Starts to give the ring its space and its pages, in the background; nothing if it is closed."""
+        """Start to give the ring its space and its pages, in the background; nothing if it is closed."""
         cdef Ring *ring = &self.state.ring
         lock(&ring.lock)
         if ring.fd >= 0 and ring.header != NULL and not self.state.threaded and not self.state.stop:
@@ -583,7 +586,7 @@ cdef class HostRing:
         unlock(&ring.lock)
 
     def abandon_runs(self) -> None:
-        """Has nothing reported of the runs that are open, nor of later ones, when this process ends."""
+        """Have nothing reported of the runs that are open, nor of later ones, when this process ends."""
         cdef Ring *ring = &self.state.ring
         lock(&ring.lock)
         if ring.header != NULL:
@@ -591,7 +594,7 @@ cdef class HostRing:
         unlock(&ring.lock)
 
     def close(self) -> dict:
-        """Ends this ring: the next record of its destination opens another. Exporters take what is in it.
+        """End this ring: the next record of its destination opens another. Exporters take what is in it.
 
         Returns:
             Its last counters(); empty when it was closed before, or another thread is just closing it.
@@ -646,7 +649,7 @@ cdef class HostRing:
 
     @property
     def open(self) -> bool:
-        """False after close(), and in a forked child."""
+        """False after `close()`, and in a forked child."""
         return self.state.ring.header != NULL
 
     @property
@@ -679,7 +682,7 @@ cdef class HostRing:
         return load(&self.state.ring.header.ready) if self.state.ring.header != NULL else 0
 
     def counters(self) -> dict:
-        """Counters as RingReader.counters() gives them; empty when the ring is closed."""
+        """Return what `RingReader.counters()` does; {} when the ring is closed."""
         if self.state.ring.header == NULL:
             return {}
         return read_counters(self.state.ring.header)
@@ -919,11 +922,16 @@ cdef uint64_t before_commit(const uint64_t *words, uint64_t n, uint64_t commit) 
 
 @cython.final
 cdef class RingReader:
-    """Drains one ring: a file of any process, or a private ring of this one.
+    """The exporter's end of a ring: a file of any process, or a private ring of this one.
 
     Args:
         path: the ring's file; relative to `dir_fd` when that is given. No symbolic link is followed.
         dir_fd: descriptor of the directory.
+
+    Attributes:
+        ended: gets the ids of all runs that are read; `fail_open_runs()` leaves those alone that are in it.
+        name: of the file, or "private".
+        pid: of the process that made the ring; for people only.
 
     Raises:
         RingError: not a ring, of another version or byte order, of another owner, or open to others.
@@ -987,7 +995,7 @@ cdef class RingReader:
 
     @staticmethod
     def of_private(HostRing ring) -> RingReader:
-        """Reader of a ring in this process's private memory."""
+        """Return the reader of a ring in this process's private memory."""
         cdef RingReader self = RingReader.__new__(RingReader)
         self.owner = ring
         self.name = f"private-{ring.state.ring.header.created_ns:x}"    # unlike any of an earlier process
@@ -1018,7 +1026,7 @@ cdef class RingReader:
         self.close()
 
     def close(self) -> None:
-        """Gives up the file and, if it was adopted, its lock."""
+        """Give up the file and, if the ring was adopted, its lock."""
         if self.header != NULL and self.owner is None:
             unmap_memory(self.header, HEADER_SIZE)
         self.header = NULL
@@ -1041,7 +1049,7 @@ cdef class RingReader:
 
     @property
     def position(self) -> int:
-        """Where the next read() goes on."""
+        """Where the next `read()` goes on."""
         return self.cursor
 
     @property
@@ -1052,12 +1060,12 @@ cdef class RingReader:
 
     @property
     def drained(self) -> bool:
-        """Whether nothing lies beyond the cursor. Of a dead host: only after a read() that found nothing."""
+        """Whether nothing lies beyond the cursor; of a dead host, after a `read()` that found nothing."""
         self.check_open()
         return self.cursor >= load(&self.header.head)
 
     def alive(self) -> bool:
-        """Whether the host lives. False also means that this reader holds the lock now: it is adopted."""
+        """Return whether the host lives; False also means that this reader holds the ring's lock now."""
         self.check_open()
         if self.owner is not None:
             return True
@@ -1191,7 +1199,7 @@ cdef class RingReader:
         return 0
 
     def read(self, int max_records, uint64_t max_bytes) -> list:
-        """Decodes records from the cursor on and moves it.
+        """Decode records from the cursor on, and move it.
 
         Returns:
             At most `max_records` dicts of together about `max_bytes` bytes (at least one when there is one);
@@ -1226,7 +1234,7 @@ cdef class RingReader:
         return 0
 
     def fail_open_runs(self) -> int:
-        """Records, as failed, the runs that were open when the host of this ring died.
+        """Record, as failed, the runs that were open when the host of this ring died.
 
         Only when the ring is adopted and all of it is released. What is recorded is read like everything
         else. One that is in `ended` is left out.
@@ -1323,13 +1331,13 @@ cdef class RingReader:
         return 0
 
     def rewind(self) -> None:
-        """Moves the cursor back to the first record that is not released."""
+        """Move the cursor back to the first record that is not released."""
         self.check_open()
         self.resume()
 
     def release(self, uint64_t position, uint64_t delivered, dropped=None, *, uint64_t spooled=0,
                 uint64_t withheld=0) -> None:
-        """Frees everything before a position that read() reached.
+        """Free everything before a position that `read()` reached, and count it.
 
         Args:
             position: `position` after the last record that is done with.
@@ -1357,7 +1365,7 @@ cdef class RingReader:
         self.publish()
 
     def settle(self, uint64_t position, uint64_t delivered, dropped=None) -> None:
-        """Says what became of spooled records: those up to a position, in their order.
+        """Say what became of spooled records: those up to a position, in their order.
 
         Args:
             position: end of the last of them; settled() of the host tells how far that has come.
@@ -1376,7 +1384,7 @@ cdef class RingReader:
         self.publish()
 
     def synced(self) -> None:
-        """Says that all spooled records would survive the loss of power."""
+        """Say that all spooled records would survive the loss of power."""
         self.check_open()
         if self.outcome.unsynced:
             self.outcome.unsynced = 0
@@ -1403,20 +1411,20 @@ cdef class RingReader:
         return self.outcome.tail
 
     def shrink(self) -> None:
-        """Gives back the space of an adopted ring that is empty; its counters stay."""
+        """Give back the space of an adopted ring that is empty; its counters stay."""
         self.check_open()
         if self.adopted and self.fd >= 0 and self.cursor >= load(&self.header.head):
             os.ftruncate(self.fd, HEADER_SIZE + MIN_CAPACITY)
 
     def note(self, str text not None) -> None:
-        """Says what goes wrong, in up to 63 ASCII characters: the host shows it in stats(). "" clears it."""
+        """Say what goes wrong, in up to 63 ASCII characters: the host shows it in stats(). "" clears it."""
         cdef bytes raw = text.encode("ascii", "replace")[:63]
         self.check_open()
         memset(self.header.last_error, 0, sizeof(self.header.last_error))
         memcpy(self.header.last_error, PyBytes_AS_STRING(raw), len(raw))
 
     def counters(self) -> dict:
-        """Records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
+        """Count, in records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
 
         And last_error: text.
         """

@@ -1,27 +1,30 @@
-"""Which fields the JSON of a record has."""
+"""Which fields the JSON of a record has: for every record that leaves a ring, so in C."""
 
 from decimal import Decimal
 from typing import Any
 
 def wire(record: dict[str, Any]) -> dict[str, Any]:
     """
-    Return the object that the ingest takes for a record: a step, run or tool call, or the body of a feedback.
+    Return the object that the ingest takes for a step, run or tool call, or the body of a feedback.
 
     A key that is not set is absent. Values are those of the record, except that metadata is merged: a cost
     may be a `Decimal`, and a text a `JSONText`, which stands for the JSON value in it. Times are ISO 8601,
     UTC, cut to milliseconds.
 
     Raises:
-        Exception: Of any type, for a damaged record.
+        Exception: of any type, for a damaged record.
     """
 
 def local(record: dict[str, Any]) -> dict[str, Any]:
     """
-    Return everything known of a record: `wire(record)` and `first_token_time`, `provider`, `service_tier`,
-    the counts that the ingest does not know, `total_cost` (USD, exact), `cost_status`, `price_table`, `shed`,
-    `shortened`, `withheld`.
+    Return everything known of a record: `wire(record)`, and what the ingest has no place for.
 
-    A feedback has the form `type run_id feedback_id time score? text?`.
+    That is `first_token_time`, `provider`, `service_tier`, more counts, `total_cost` (US dollars, exact),
+    `cost_status`, `price_table`, `traceparent`, `shed`, `shortened`, `withheld`. A feedback has the form
+    `type run_id feedback_id time score? text?`.
+
+    Raises:
+        Exception: of any type, for a damaged record.
     """
 
 def total_cost(record: dict[str, Any]) -> int | float | Decimal | None:
@@ -34,5 +37,5 @@ def merged_metadata(record: dict[str, Any]) -> dict[str, Any]:
     A line that was cut as the record was too large is left out.
 
     Raises:
-        ValueError: A line is not JSON.
+        ValueError: a line is not JSON.
     """

@@ -1,4 +1,11 @@
-"""The ring: a bounded file in shared memory that a process appends to and an exporter drains."""
+"""
+The ring: a bounded file in shared memory that one process appends records to and an exporter drains.
+
+`append()` is the only thing a host does when a step ends. It copies the record and its texts as CPython holds
+them and publishes them by one store (`Frame.commit`). The kernel keeps the pages when the process is killed.
+The exporter reads the file with pread(), so a file that was damaged or truncated can give it wrong bytes but
+no fault, and checks every length.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, final
@@ -13,7 +20,7 @@ class _Ids(Protocol):
     def __contains__(self, run_id: str, /) -> bool: ...
 
 class RingError(Exception):
-    """A file that is not a ring, or one that this version may not read."""
+    """A file that is not a ring, or one that this version may not read. The message says why."""
 
 class JSONText(str):
     """A text that was handed over as a dict or list: its content is JSON."""
@@ -22,13 +29,24 @@ class JSONText(str):
 
 @final
 class HostRing:
-    """This process's end of a ring; `fd` is an empty locked file, or -1 for private memory."""
+    """
+    This process's end of a ring.
+
+    Args:
+        fd: an empty file, locked by the caller; the ring closes it. -1: private memory that dies with the
+            process.
+        capacity: bytes of data, 64 KiB to 1 GiB.
+
+    Attributes:
+        destination: number of the destination that this is the ring of; -1 before `install()`.
+
+    Raises:
+        OSError: the file system or memory has no room for the first 256 KiB.
+    """
 
     def __new__(cls, fd: int, capacity: int) -> HostRing: ...
     @property
-    def destination(self) -> int:
-        """Number of the destination that this is the ring of; -1 before `install()`."""
-
+    def destination(self) -> int: ...
     @property
     def open(self) -> bool:
         """False after `close()`, and in a forked child."""
@@ -57,13 +75,18 @@ class HostRing:
         """Make this the ring of a destination; False when that has one already."""
 
     def reserve(self) -> None:
-        """Give the rest its space and its pages, from a thread of its own."""
+        """Start to give the ring its space and its pages, in the background."""
 
     def abandon_runs(self) -> None:
         """Have nothing reported of the runs that are open, nor of later ones, when this process ends."""
 
     def close(self) -> dict[str, Any]:
-        """End this ring; what is in it stays in the file. Return its last counters."""
+        """
+        End this ring: the next record of its destination opens another. Exporters take what is in it.
+
+        Returns:
+            Its last counters(); empty when it was closed before.
+        """
 
     def counters(self) -> dict[str, Any]:
         """Return what `RingReader.counters()` does; {} when the ring is closed."""
@@ -72,10 +95,26 @@ rings: dict[int, HostRing]
 
 @final
 class RingReader:
-    """Drains one ring. Not thread-safe."""
+    """
+    The exporter's end of a ring: a file of any process, or a private ring of this one.
+
+    Args:
+        path: the ring's file; relative to `dir_fd` when that is given. No symbolic link is followed.
+        dir_fd: descriptor of the directory.
+
+    Attributes:
+        ended: gets the ids of all runs that are read; `fail_open_runs()` leaves those alone that are in it.
+        name: of the file, or "private".
+        pid: of the process that made the ring; for people only.
+
+    Raises:
+        RingError: not a ring, of another version or byte order, of another owner, or open to others.
+        OSError: the file cannot be opened.
+
+    Not thread-safe: one exporter, one reader.
+    """
 
     ended: _Ids | None
-    """Gets the ids of all runs that are read; `fail_open_runs()` leaves those alone that are in it."""
 
     def __init__(self, path: str, dir_fd: int | None = None) -> None: ...
     @staticmethod
@@ -83,13 +122,9 @@ class RingReader:
         """Return the reader of a ring in this process's private memory."""
 
     @property
-    def name(self) -> str:
-        """Name of the file, or "private"."""
-
+    def name(self) -> str: ...
     @property
-    def pid(self) -> int:
-        """Process that made the ring; for people only."""
-
+    def pid(self) -> int: ...
     @property
     def size(self) -> int:
         """Bytes of data that the ring holds at most."""
@@ -104,16 +139,31 @@ class RingReader:
 
     @property
     def drained(self) -> bool:
-        """Whether nothing lies beyond the cursor."""
+        """Whether nothing lies beyond the cursor; of a dead host, after a `read()` that found nothing."""
 
     def alive(self) -> bool:
-        """Return whether the host lives; False also means that this reader holds the ring's lock."""
+        """Return whether the host lives; False also means that this reader holds the ring's lock now."""
 
     def read(self, max_records: int, max_bytes: int) -> list[dict[str, Any]]:
-        """Decode records from the cursor on, and move it; [] when there is nothing now."""
+        """
+        Decode records from the cursor on, and move it.
+
+        Returns:
+            At most `max_records` dicts of together about `max_bytes` bytes (at least one when there is one);
+            [] when there is nothing now. What is damaged is skipped, and counted with the next release().
+        """
 
     def fail_open_runs(self) -> int:
-        """Record, as failed, the runs that were open when the host died; return how many."""
+        """
+        Record, as failed, the runs that were open when the host of this ring died.
+
+        Only when the ring is adopted and all of it is released. What is recorded is read like everything
+        else. One that is in `ended` is left out.
+
+        Returns:
+            How many were recorded, 64 at most: the rest when these are released. 0: nothing is left in the
+            table; what was damaged in it is counted with the next release().
+        """
 
     def rewind(self) -> None:
         """Move the cursor back to the first record that is not released."""
@@ -135,10 +185,26 @@ class RingReader:
         spooled: int = 0,
         withheld: int = 0,
     ) -> None:
-        """Free everything before a position that `read()` reached, and count it."""
+        """
+        Free everything before a position that `read()` reached, and count it.
+
+        Args:
+            position: `position` after the last record that is done with.
+            delivered: how many of the records were delivered or durably stored.
+            dropped: how many were not, by reason: "encode_error", "rejected", "corrupt", "expired".
+            spooled: how many wait on disk now; settle() tells what becomes of them.
+            withheld: how many of them all have a text that was withheld.
+        """
 
     def settle(self, position: int, delivered: int, dropped: Mapping[str, int] | None = None) -> None:
-        """Say what became of spooled records, in their order, up to a position."""
+        """
+        Say what became of spooled records: those up to a position, in their order.
+
+        Args:
+            position: end of the last of them; settled() of the host tells how far that has come.
+            delivered: how many were delivered.
+            dropped: how many were not, by reason as for release().
+        """
 
     def synced(self) -> None:
         """Say that all spooled records would survive the loss of power."""
@@ -147,10 +213,14 @@ class RingReader:
         """Give back the space of an adopted ring that is empty; its counters stay."""
 
     def note(self, text: str) -> None:
-        """Say what goes wrong, in up to 63 ASCII characters; "" clears it."""
+        """Say what goes wrong, in up to 63 ASCII characters: the host shows it in stats(). "" clears it."""
 
     def counters(self) -> dict[str, Any]:
-        """Return numbers of records, drops by reason, and the last error."""
+        """
+        Count, in records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
+
+        And last_error: text.
+        """
 
     def close(self) -> None:
         """Give up the file and, if the ring was adopted, its lock."""

@@ -21,6 +21,7 @@ from picostep._ring import JSONText
 
 __all__ = [
     "Record",
+    "ascii_json",
     "encode",
     "encode_each",
     "encode_local",
@@ -101,7 +102,16 @@ def _dumps(fields: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(fields, default=_embedded, option=orjson.OPT_PASSTHROUGH_SUBCLASS)
     except TypeError:  # lone surrogates, or an integer beyond 64 bits
-        return _ascii(fields).encode("ascii")
+        return ascii_json(fields)
+
+
+def ascii_json(value: Any) -> bytes:
+    """
+    Return the JSON of anything that a record may hold, slowly, with everything beyond ASCII escaped.
+
+    It is for what orjson refuses: lone surrogates, and integers beyond 64 bits.
+    """
+    return _ascii(value).encode("ascii")
 
 
 def _embedded(value: object) -> orjson.Fragment:
@@ -112,7 +122,6 @@ def _embedded(value: object) -> orjson.Fragment:
 
 
 def _ascii(value: Any) -> str:
-    """Encode anything that `_dumps` may meet, slowly, with everything beyond ASCII escaped."""
     if isinstance(value, JSONText | Decimal):
         return str(value)
     if type(value) is dict:

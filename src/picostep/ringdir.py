@@ -1,9 +1,9 @@
 """
 Ring directories: where they are, whose they are, and who exports them.
 
-Layout and names are described in docs/architecture.md. A directory is used only if it is a real directory of
-this user that nobody else can enter; everything in it is reached through its descriptor, so no part of the
-way can be swapped.
+Layout and names are described in docs/internals/architecture.md. A directory is used only if it is a real
+directory of this user that nobody else can enter; everything in it is reached through its descriptor, so no
+part of the way can be swapped.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-What this process records into: its destinations, a ring for each, and what starts their exporters.
+What this process records into: its destinations and a ring for each; it waits for and counts what they hold.
 
 The compiled core calls in here when something happens for the first time: a default destination is needed,
 a run names one of its own, a destination has no ring yet (at the first record, and again in a forked child).
@@ -16,7 +16,6 @@ from _thread import get_ident
 from time import monotonic, sleep
 
 from picostep import _api, _ring
-from picostep._keeper import Keeper
 from picostep._ring import rings as _rings
 from picostep.errors import ConfigError, PicostepError
 from picostep.ringdir import EXTERNAL, base, open_dir
@@ -31,9 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from decimal import Decimal
     from logging import Logger
-    from types import ModuleType
+    from threading import Thread
     from typing import TypeVar
 
+    from picostep._keeper import Keeper
     from picostep.prices.overrides import Overrides
     from picostep.ringdir import RingDir
 
@@ -55,19 +55,13 @@ MAX_DESTINATIONS = 64
 NOWHERE = MAX_DESTINATIONS  # the core has no ring there: what is recorded into it is counted as lost
 FLUSH_TIMEOUT = 30.0
 FORK_TIMEOUT = 2.0  # seconds
-# What the exporter runs: -I -S keep the host's environment, user site and .pth hooks out. Its own standard
-# library comes first. load(), not read(): a child that the host forks meanwhile may keep the pipe open.
-BOOT = (
-    "import sys, marshal; c = marshal.load(sys.stdin.buffer); sys.path += c['path']; "
-    "from picostep.exporter.process import main; raise SystemExit(main(c))"
-)
 
 _settings: Settings | None = None
-_default: int = -1
+_default: tuple[Settings, int] | None = None  # the default destination of these settings
 _destinations: list[Destination] = []
 _numbers: dict[tuple[str | None, str | None, str | None], int] = {}
 _keepers: dict[int, Keeper] = {}
-_threads: dict[int, object] = {}
+_threads: dict[int, Thread] = {}
 _overrides: dict[int, Overrides] = {}
 _retired: list[dict[str, object]] = []
 _given_up: dict[int, int] = {}  # the head of each ring that was waited for in vain, before the exit
@@ -88,11 +82,12 @@ def settings() -> Settings:
 
 def configure(new: Settings) -> None:
     """Put settings in force for what is begun from now on; raises ConfigError, and then changes nothing."""
-    global _settings, _default
+    global _settings, _numbers
     if not new.disabled:
         _where(new)
-    _settings, _default = new, -1
-    _numbers.clear()
+    # In this order: other threads may resolve destinations between any two of these lines.
+    _settings = new
+    _numbers = {}
     _api.use(-1, new.disabled, new.misuse == "raise")
 
 
@@ -162,24 +157,31 @@ if hasattr(os, "register_at_fork"):
 
 def _resolve_default() -> int:
     global _default
-    current = settings()
-    if _default < 0:
-        # Steps that are not recorded have a cost, too.
-        wanted = Destination((), prices=current.prices) if current.disabled else _where(current)
-        _default = _number(wanted)
-    _api.use(_default, current.disabled, current.misuse == "raise")
+    while True:
+        current, known = settings(), _default
+        if known is not None and known[0] is current:
+            number = known[1]
+        else:
+            # Steps that are not recorded have a cost, too.
+            wanted = Destination((), prices=current.prices) if current.disabled else _where(current)
+            number = _number(wanted)
+            _default = current, number
+        _api.use(number, current.disabled, current.misuse == "raise")
+        if settings() is current:  # else another thread has configured meanwhile
+            break
     if not current.disabled:
-        _provide_ring(_default)
-    return _default
+        _provide_ring(number)
+    return number
 
 
 def _resolve(key: tuple[str | None, str | None, str | None]) -> int:
+    numbers = _numbers  # before the settings: what follows from older ones is not found under newer ones
     current = settings()
     if current.disabled:
         return _resolve_default()
-    number = _numbers.get(key)
+    number = numbers.get(key)
     if number is None:
-        number = _numbers[key] = _number(_where(current, *key))
+        number = numbers[key] = _number(_where(current, *key))
     _provide_ring(number)
     return number
 
@@ -299,7 +301,7 @@ def _forget_parent() -> None:
 
 
 def _directory_name(number: int, current: Settings) -> str:
-    if current.exporter == "external" and number == _default:
+    if current.exporter == "external" and _default is not None and number == _default[1]:
         return EXTERNAL
     return _destinations[number].fingerprint
 
@@ -326,18 +328,14 @@ def _open_ring(number: int, current: Settings) -> None:
         _at_exit_known = True
         atexit.register(_at_exit)
     if directory is None:
-        _start_thread(
-            number,
-            current,
-            None,
-            f"no ring in shared memory, so records do not outlive the process: {problem}",
-        )
+        problem = f"no ring in shared memory, so records do not outlive the process: {problem}"
+        _start_thread(number, current, ring, problem)
         return
     try:
         if current.exporter == "thread" or (
             current.exporter == "process" and not _start_process(number, current, directory)
         ):
-            _start_thread(number, current, directory)
+            _start_thread(number, current, directory.path)
     finally:
         directory.close()
         ring.reserve()  # last: while pages are made, the process's other calls that map memory wait
@@ -347,28 +345,12 @@ def _start_process(number: int, current: Settings, directory: RingDir) -> bool:
     """Have an exporter process kept for this destination; False when this host cannot start one."""
     keeper = _keepers.get(number)
     if keeper is None:
-        interpreter = _interpreter()
-        if interpreter is None or "stdout" in _destinations[number].to:  # another process has another one
+        from picostep.launch import exporter_process
+
+        keeper = exporter_process(_destinations[number], current, directory, lambda: _process_failed(number))
+        if keeper is None:
             return False
-        environment = [
-            name + b"=" + value
-            for name, value in os.environb.items()
-            if not name.startswith((b"TCC_", b"OTEL_EXPORTER_")) and name != b"PYTHONHOME"
-        ]
-        # glibc would give the memory of every batch back to the kernel and fetch it again, page by page:
-        # half the time.
-        environment.append(b"MALLOC_TRIM_THRESHOLD_=%d" % (1 << 26))
-        try:
-            keeper = Keeper(
-                os.fsencode(os.path.join(directory.path, "lock")),
-                [os.fsencode(interpreter), b"-I", b"-S", b"-c", BOOT.encode()],
-                environment,
-                _exporter_config(number, current, directory),
-                lambda: _process_failed(number),
-            )
-        except OSError:
-            return False
-        _keepers[number] = keeper
+        keeper = _keepers.setdefault(number, keeper)  # another thread may have been faster
     return keeper.start()
 
 
@@ -376,82 +358,21 @@ def _process_failed(number: int) -> None:
     """From the keeper's thread: no exporter process can be started, so a thread has to do."""
     current = settings()
     directory = open_dir(base(current.dir), _directory_name(number, current), create=True)
-    try:
-        _start_thread(number, current, directory, "no exporter process can be started")
-    finally:
-        directory.close()
-
-
-def _exporter_config(number: int, current: Settings, directory: RingDir) -> bytes:
-    import marshal
-
-    above = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    script, *others = sys.path or [""]
-    # The script's own directory comes last: it may hold a module that is named like one that we need.
-    path = [entry for entry in (above, *others, script) if entry and os.path.isabs(entry)]
-    return marshal.dumps(
-        {
-            "path": list(dict.fromkeys(path)),
-            "base": os.path.dirname(directory.path),
-            "directory": os.path.basename(directory.path),
-            "lock_fd": 3,
-            "destination": _destinations[number].as_dict(),
-            "spool": (current.spool, current.spool_bytes, current.spool_age),
-            "batch_records": current.batch_records,
-            "batch_bytes": current.batch_bytes,
-            "debug": current.debug,
-        }
-    )
-
-
-def _interpreter() -> str | None:
-    """Return the Python that runs this process; None where there is none to start: frozen, embedded."""
-    if getattr(sys, "frozen", False) or not hasattr(os, "posix_spawn"):
-        return None
-    version = "{}.{}".format(*sys.version_info)
-    candidates = [
-        sys.executable,
-        getattr(sys, "_base_executable", ""),
-        f"{sys.base_exec_prefix}/bin/python{version}",
-    ]
-    for path in candidates:
-        if path and os.path.basename(path).startswith("python") and os.access(path, os.X_OK):
-            return path
-    return None
+    directory.close()
+    _start_thread(number, current, directory.path, "no exporter process can be started")
 
 
 def _start_thread(
-    number: int, current: Settings, directory: RingDir | None, problem: str | None = None
+    number: int, current: Settings, where: str | _ring.HostRing, problem: str | None = None
 ) -> None:
-    """Export from a thread: a shared directory when its lock is free, or the private ring."""
-    import threading
-
+    """Export from a thread: a directory, when its lock is free, or a private ring."""
     if number in _threads:
         return
-    thread = threading.Thread(
-        target=_export,
-        args=(number, current, directory.path if directory else None, problem),
-        name="picostep-exporter",
-        daemon=True,
-    )
+    from picostep.launch import exporter_thread
+
+    thread = exporter_thread(_destinations[number], current, where, _may_import, problem)
     _threads[number] = thread
     thread.start()
-
-
-def _export(number: int, current: Settings, path: str | None, problem: str | None) -> None:
-    if problem:
-        _logger().warning("%s", problem)
-    exporter = _may_import(_thread_exporter)
-    if path is None:
-        exporter.export_private(_rings[number], _destinations[number], current)
-    else:
-        exporter.export_shared(path, _destinations[number], current)
-
-
-def _thread_exporter() -> ModuleType:
-    from picostep.exporter import thread
-
-    return thread
 
 
 # ---- waiting and counting ----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """
 Times as picostep keeps them (integer nanoseconds since 1970-01-01T00:00:00Z) and as they are written.
 
-`to_ns()` reads what a caller gives, `iso_ms()` writes what goes on the wire. Both are exact: no float is
-involved.
+`to_ns()` reads what a caller gives, `iso_ms()` writes what goes on the wire, `iso_ns()` what people read. All
+are exact: no float is involved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ TYPE_CHECKING = False  # what type checkers take for typing.TYPE_CHECKING; the h
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["MAX_NS", "iso_ms", "to_ns"]
+__all__ = ["MAX_NS", "iso_ms", "iso_ns", "to_ns"]
 
 MAX_NS = 2**63 - 1
 """The latest time that can be kept: 2262-04-11T23:47:16.854775807Z."""
@@ -74,6 +74,16 @@ def iso_ms(ns: int) -> str:
     if known[0] != second:
         known = _last_second = (second, _date_and_time(second))
     return f"{known[1]}.{milli:03d}Z"
+
+
+def iso_ns(ns: int) -> str:
+    """
+    Write a time in UTC with all its digits, as in `2026-11-23T03:51:44.593123456Z`.
+
+    Args:
+        ns: Nanoseconds since 1970-01-01T00:00:00Z; every signed 64-bit value is valid.
+    """
+    return f"{iso_ms(ns)[:-5]}.{ns % 1_000_000_000:09d}Z"
 
 
 _last_second: tuple[int, str] = (0, "1970-01-01T00:00:00")

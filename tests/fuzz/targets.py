@@ -23,7 +23,7 @@ from picostep._ring import JSONText, RingError, RingReader
 from picostep.exporter import segment
 from picostep.exporter.ledger import Ledger
 from picostep.exporter.pricer import Pricer
-from picostep.exporter.rings import DirectoryInbox
+from picostep.exporter.rings import DirectoryRings
 from picostep.payload import encode_each, encode_local, encode_priced
 from picostep.prices import PriceTable, PriceTableError
 from picostep.ringdir import RingDir
@@ -437,9 +437,9 @@ class Totals:
 
     def run(self, data: bytes) -> None:
         self.path.write_bytes(data)
-        inbox = DirectoryInbox(self.directory, Ledger(()))
-        inbox._totals.count_damaged()
-        inbox.close()
+        rings = DirectoryRings(self.directory, Ledger(()))
+        rings._totals.count_damaged()
+        rings.close()
         assert json.loads(self.path.read_bytes())["damaged_rings"] >= 1
 
 
@@ -541,7 +541,7 @@ class Segments:
             last = frame.seq + frame.records
             try:
                 records = segment.decode(self.fd, self.SINK, frame)
-            except segment.Damaged:
+            except segment.DamagedFrame:
                 continue
             assert len(records) == frame.records
             for record in records:

@@ -345,7 +345,7 @@ def test_what_is_no_message_is_a_text(text: str) -> None:
 
 
 def test_every_attribute_is_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "otlp.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "otlp.md").read_text(encoding="utf-8")
     keys = {re.sub(r"\.\d+\.", ".N.", key) for record in FULL for key in span(record).attributes}
     told = {key for key in keys if f"`{key}`" in page}
     assert {re.sub(r"_messages\.N\.message.*", "", key) for key in keys - told} <= {"llm.input", "llm.output"}

@@ -1,4 +1,4 @@
-"""Names of models: what genai-prices finds, the spellings of docs/prices.md, and nothing else."""
+"""Names of models: what genai-prices finds, the spellings of docs/reference/prices.md, and nothing else."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def upstream(model: str, provider: str | None) -> tuple[str, str] | None:
 
 
 def documented(model: str, provider: str | None) -> Iterator[tuple[str, str]]:
-    """Yield each `(model, provider)` as which docs/prices.md says a name may be read."""
+    """Yield each `(model, provider)` as which docs/reference/prices.md says a name may be read."""
     model = model.lower()
     if provider is not None and provider.lower() != "litellm":
         served_by = ALIASES.get(provider, provider)

@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import old_store
 from picostep import prices
 from picostep.cli import text
 from picostep.cli.commands import picostep
-from picostep.store.write import StoreSink
+from picostep.sinks.store import StoreSink
 from support import Ingest, Reply, clean_environment, kill_exporters, run_python, wait_until
 from test_store import feedback, run, step, tool_call
 
@@ -261,6 +262,32 @@ class TestShow:
         assert only["first_token_time"] == "2026-11-18T11:06:40.131000000Z"
         assert only["duration_ms"] == 811.0
         assert found["feedback"][0]["time"] == "2026-11-18T11:06:43.000000000Z"
+        assert (found["run"]["traceparent"], only["traceparent"]) == (None, None)
+
+    def test_a_caller_is_shown_in_json(self, store: Path) -> None:
+        caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        sink = StoreSink(str(store))
+        sink.deliver([step("traced", traceparent=caller)])
+        sink.close()
+
+        (only,) = loaded("show", "traced")["steps"]
+        assert only["traceparent"] == caller
+        assert caller not in ok("show", "traced", "--full")
+
+    def test_a_store_of_an_earlier_layout(self, store: Path, tmp_path: Path) -> None:
+        earlier = tmp_path / "earlier.db"
+        old_store.make(earlier, [run(), step(), tool_call(), feedback()])
+        before = earlier.read_bytes()
+
+        text = ok("show", "run-1", "--store", str(earlier))
+        found = loaded("show", "run-1", "--store", str(earlier))
+
+        assert text.startswith("Run run-1\n  status   ok\n")
+        assert found.keys() == loaded("show", RUN_ID).keys()
+        for part in ("steps", "tool_calls", "feedback"):
+            assert [list(row) for row in found[part]] == [list(row) for row in loaded("show", RUN_ID)[part]]
+        assert list(found["run"]) == list(loaded("show", RUN_ID)["run"])
+        assert earlier.read_bytes() == before
 
     def test_full(self, store: Path) -> None:
         long = "\n".join(f"line {number} of the answer" for number in range(500))
@@ -1348,4 +1375,3 @@ class TestWords:
 
     def test_times_beyond_the_calendar(self) -> None:
         assert text.clock(2**63 - 1).startswith("2262-04-11")
-        assert text.iso(-1) == "1969-12-31T23:59:59.999999999Z"

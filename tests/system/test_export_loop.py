@@ -7,6 +7,7 @@ import json
 import logging
 import marshal
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,14 +21,16 @@ from typing import Any
 
 import pytest
 
+import picostep.exporter
 from picostep import ringdir
 from picostep.exporter import attempts, loop, process
-from picostep.exporter.attempts import Outlet
+from picostep.exporter.attempts import Attempts
 from picostep.exporter.batch import Work
+from picostep.exporter.build import wait_for_lock
 from picostep.exporter.loop import Exporter
+from picostep.launch import BOOT
 from picostep.payload import Record
 from picostep.ringdir import RingDir
-from picostep.runtime import BOOT
 from picostep.settings.destination import Destination
 from picostep.settings.urls import default_spool
 from picostep.sinks import Refused, Rejected, RetryLater
@@ -63,7 +66,7 @@ class Recorder:
 
     def deliver(self, records: Sequence[Record]) -> dict[int, str]:
         prompts = [record["prompt"] for record in records]
-        self.offered.append(prompts)
+        self.retries.append(prompts)
         unencodable: dict[int, str] = self._judge(records) or {}
         self.taken += prompts
         return unencodable
@@ -375,7 +378,7 @@ def test_record_that_breaks_the_sink_is_dropped(directory: RingDir) -> None:
     sink = Recorder(judge)
     drain(directory, sink)
     assert sink.taken == [number for number in numbers(range(20)) if number != "7"]
-    assert sink.offered.count(["7"]) == 3
+    assert sink.retries.count(["7"]) == 3
     assert totals(directory)["dropped"]["encode_error"] == 1
 
 
@@ -496,21 +499,61 @@ def test_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
     record = {"prompt": "p"}
     work = Work([record], 1, None)
-    sink = Outlet(Recorder(judge))
+    retries = Attempts(Recorder(judge))
 
     def attempt() -> None:
-        sink.settle(work, sink.offer(work.records(*work.todo[-1])))
+        retries.apply_answer(work, retries.offer(work.records(*work.todo[-1])))
 
     longest = 0.0
     for failures in range(2000):
         attempt()
-        assert 0 <= sink.delay() <= min(0.5 * 2 ** min(failures, 9), 60)
-        longest = max(longest, sink.delay())
+        assert 0 <= retries.delay() <= min(0.5 * 2 ** min(failures, 9), 60)
+        longest = max(longest, retries.delay())
     assert longest > 30  # at random up to the limit, not always little
     for asked, given in [(7.0, 7.0), (1000.0, 300.0), (0.0, 0.5)]:
         after[0] = asked
         attempt()
-        assert given - 0.1 < sink.delay() <= given
+        assert given - 0.1 < retries.delay() <= given
+
+
+# --- how it is put together ---------------------------------------------------------------------------------
+
+
+def test_waiting_for_the_lock(directory: RingDir) -> None:
+    """As long as another exporter has it, and not when told to stop."""
+    base, name = os.path.split(directory.path)
+    other = ringdir.open_dir(base, name, create=False)
+    held = other.try_lock()
+    assert held is not None
+    stop = threading.Event()
+    stop.set()
+    assert wait_for_lock(directory, stop) is None
+
+    class ThirdTime:
+        waits = 0
+
+        def is_set(self) -> bool:
+            return False
+
+        def wait(self, timeout: float) -> None:
+            self.waits += 1
+            if self.waits == 3:
+                os.close(held)
+
+    leaves = ThirdTime()
+    lock = wait_for_lock(directory, leaves)
+    assert lock is not None
+    assert leaves.waits == 3
+    assert other.locked()
+    os.close(lock)
+    other.close()
+
+
+def test_the_picture_has_all_rooms() -> None:
+    (folder,) = picostep.exporter.__path__
+    rooms = {path.stem for path in Path(folder).glob("*.py")} - {"__init__"}
+    told = set(re.findall(r"\w+", picostep.exporter.__doc__ or ""))
+    assert rooms - told == set()
 
 
 # --- the process --------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ PROGRAMS = (
         "picostep._cost",
         "picostep.payload",
         "picostep.settings.otel",
+        "picostep.amounts",
+        "picostep.settings.prices",
         "picostep.settings.redact",
         "picostep.settings.files",
         "picostep._payload",
@@ -39,7 +41,7 @@ HOST_MODULES = [
     *(f"picostep._{name}" for name in ("cost", "api", "ring", "keeper")),
     *(
         f"picostep.{name}"
-        for name in ("api", "config", "errors", "ringdir", "runtime", "settings", "times", "usage")
+        for name in ("api", "config", "errors", "launch", "ringdir", "runtime", "settings", "times", "usage")
     ),
     *(f"picostep.settings.{name}" for name in ("destination", "table", "urls")),
 ]
@@ -106,7 +108,7 @@ def test_every_host_module_is_listed() -> None:
         path.name.partition(".")[0] for path in PACKAGE.iterdir() if path.suffix in (".py", ".so", ".pyd")
     }
 
-    others = {"__init__", "__main__", "_payload", "demo", "payload"}
+    others = {"__init__", "__main__", "_payload", "amounts", "demo", "payload", "record"}
     assert found - others == {name.partition(".")[2].partition(".")[0] for name in HOST_MODULES[1:]} - {
         "settings"
     }

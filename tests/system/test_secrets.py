@@ -20,7 +20,7 @@ import pytest
 
 from picostep.errors import ConfigError
 from picostep.exporter.ledger import Ledger
-from picostep.exporter.rings import DirectoryInbox
+from picostep.exporter.rings import DirectoryRings
 from picostep.payload import Record
 from picostep.ringdir import RingDirError, base, open_dir
 from picostep.settings.destination import Destination, resolve_destination
@@ -452,10 +452,10 @@ def test_a_directory_swapped_after_it_was_opened(ring_base: Path) -> None:
     elsewhere.mkdir()
     path.symlink_to(elsewhere)
     ring = opened.make_ring(256 * 1024)
-    inbox = DirectoryInbox(opened, Ledger(()))
-    inbox.refresh()
-    assert len(inbox) == 1
-    inbox.close()
+    rings = DirectoryRings(opened, Ledger(()))
+    rings.refresh()
+    assert len(rings) == 1
+    rings.close()
     ring.close()
     opened.close()
     assert list(elsewhere.iterdir()) == []

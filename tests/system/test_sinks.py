@@ -306,7 +306,7 @@ def test_https_goes_through_a_tunnel(ingest: Ingest, monkeypatch: pytest.MonkeyP
             tcc("https://collector.invalid").deliver([step()])
 
 
-@pytest.mark.parametrize("key", ["a\nb", "a\r\nX-Other: 1", "a\0", "\u00e9", "", None])
+@pytest.mark.parametrize("key", ["a\nb", "a\r\nX-Other: 1", "a\0", "\u20ac", "", None])
 def test_key_that_no_header_can_carry(key: str | None) -> None:
     url = "http://127.0.0.1/v1/custom"
     with pytest.raises(ConfigError) as raised:

@@ -232,8 +232,8 @@ def test_exporter_killed_before_it_could_say_so(rig: Rig, base: Path) -> None:
         record_some(25)
         settle(rig, in_spool=25)
     spool = Spool(str(base), SINKS[0], 1 << 30, 1e6)
-    spool.settle(len(spool.read(10, 1 << 20)))
-    spool.settle(5)
+    spool.mark_settled(len(spool.read(10, 1 << 20)))
+    spool.mark_settled(5)
     spool.close()
     sink = Taker()
     with exporting(rig, base, sink):

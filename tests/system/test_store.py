@@ -17,13 +17,19 @@ from typing import Any
 
 import pytest
 
+import old_store
 from picostep._ring import JSONText
 from picostep.sinks import RetryLater
+from picostep.sinks.store import StoreSink
 from picostep.store.read import AmbiguousRun, Cursor, GroupBy, NoStore, StoreReader
-from picostep.store.write import SCHEMA_VERSION, StoreError, StoreSink
+from picostep.store.schema import StoreError
+from picostep.store.shapes import row_object
 from support import clean_environment, run_python, wait_until
 
-DOCS = Path(__file__).parents[2] / "docs" / "store.md"
+# The columns of layout 1.1 that 1.0 lacks.
+ADDED = {"runs": "traceparent", "steps": "traceparent", "tool_calls": "traceparent"}
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "store.md"
 SECOND = 1_000_000_000
 
 
@@ -86,7 +92,8 @@ class TestSchema:
         assert documented
         found = [sql for (sql,) in rows(path, "SELECT sql FROM sqlite_master WHERE sql NOT NULL")]
         assert documented[1].split(";\n") == found
-        assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+        assert rows(path, "PRAGMA user_version") == [(1,)]
+        assert rows(path, "SELECT minor FROM picostep_layout") == [(1,)]
 
     def test_the_documented_queries_work(self, sink: StoreSink, path: Path) -> None:
         sink.deliver([step(model_used="m", status_code=2, status_message="why")])
@@ -126,7 +133,8 @@ class TestWriting:
             "response": "r",
         }
         stored_run |= {"full_input": "i", "full_output": "o", "user_prompt": "p", "shortened": True}
-        stored_run |= {"withheld": True}
+        stored_run |= {"withheld": True, "traceparent": TRACEPARENT}
+        fields |= {"traceparent": TRACEPARENT}
 
         assert sink.deliver([step(**fields), run(**stored_run), feedback(score="up", text="good")]) == {}
 
@@ -305,18 +313,6 @@ class TestFile:
             StoreSink(str(path)).deliver([step()])
         assert rows(path, "SELECT name FROM sqlite_master") == [("runs",)]
 
-    def test_a_newer_schema_is_refused_by_name(self, sink: StoreSink, path: Path) -> None:
-        sink.deliver([step()])
-        sink.close()
-        newer = sqlite3.connect(path)
-        newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-        newer.close()
-
-        with pytest.raises(RetryLater, match=f"schema version {SCHEMA_VERSION + 1}.*upgrade picostep"):
-            sink.deliver([step()])
-        with pytest.raises(StoreError, match="upgrade picostep"):
-            StoreReader(str(path)).runs(1)
-
     def test_a_deleted_store_is_made_again(self, sink: StoreSink, path: Path) -> None:
         sink.deliver([step()])
         path.unlink()
@@ -329,6 +325,317 @@ class TestFile:
 
         assert rows(path, "PRAGMA journal_mode") == [("delete",)]  # what a file without WAL says
         assert not list(path.parent.glob("*-wal"))
+
+
+def columns(path: Path) -> dict[str, list[str]]:
+    """Names of the columns of each table, in the file's order."""
+    return {
+        table: [name for (name,) in rows(path, f"SELECT name FROM pragma_table_info('{table}')")]
+        for table in ("runs", "steps", "tool_calls", "feedback")
+    }
+
+
+def change(path: Path, *statements: str) -> None:
+    """Do to a store what somebody else may have done."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
+
+
+def add_columns(*tables: str) -> list[str]:
+    return [f"ALTER TABLE {table} ADD COLUMN {ADDED[table]} TEXT" for table in tables]
+
+
+class TestLayouts:
+    """Files of earlier and later layouts, and such that are unfinished."""
+
+    RECORDS = (run(), step(prompt="old"), tool_call(), feedback())
+
+    @pytest.fixture
+    def old(self, tmp_path: Path) -> Path:
+        """A store of layout 1.0 with a record of each kind."""
+        path = tmp_path / "store.db"
+        old_store.make(path, self.RECORDS)
+        return path
+
+    @staticmethod
+    def check_complete(path: Path, tmp_path: Path) -> None:
+        """Check that a store is like a new one, and has what `RECORDS` put in and one more step."""
+        new = tmp_path / "new.db"
+        fresh = StoreSink(str(new))
+        fresh.deliver([step()])
+        fresh.close()
+        assert columns(path) == columns(new)
+        for query in (
+            "PRAGMA application_id",
+            "PRAGMA user_version",
+            "SELECT minor FROM picostep_layout",
+            "SELECT name FROM sqlite_master WHERE type = 'index' ORDER BY name",
+            "PRAGMA integrity_check",
+        ):
+            assert rows(path, query) == rows(new, query), query
+        assert rows(path, "SELECT step_id, prompt, traceparent FROM steps ORDER BY step_id") == [
+            ("new", None, TRACEPARENT),
+            ("step-1", "old", None),
+        ]
+        for table in ("runs", "tool_calls", "feedback"):
+            assert rows(path, f"SELECT count(*) FROM {table}") == [(1,)]
+
+    def test_one_of_layout_1_0_is_brought_up_to_date(self, old: Path, tmp_path: Path) -> None:
+        sink = StoreSink(str(old))
+        sink.deliver([step(step_id="new", traceparent=TRACEPARENT)])
+        sink.close()
+
+        self.check_complete(old, tmp_path)
+
+    @pytest.mark.parametrize(
+        "done",
+        [
+            add_columns("runs"),
+            add_columns("steps", "tool_calls"),
+            add_columns("runs", "steps", "tool_calls"),
+            ["CREATE TABLE picostep_layout (minor INTEGER NOT NULL PRIMARY KEY)"],
+            [
+                "CREATE TABLE picostep_layout (minor INTEGER NOT NULL PRIMARY KEY)",
+                "INSERT INTO picostep_layout VALUES (1)",
+                *add_columns("tool_calls"),
+            ],
+            ["PRAGMA user_version = 0"],
+            ["PRAGMA user_version = 0", "DROP INDEX steps_by_model", *add_columns("runs")],
+        ],
+    )
+    def test_one_half_brought_up_to_date_is_finished(
+        self, old: Path, tmp_path: Path, done: list[str]
+    ) -> None:
+        change(old, *done)
+
+        sink = StoreSink(str(old))
+        sink.deliver([step(step_id="new", traceparent=TRACEPARENT)])
+        sink.close()
+
+        self.check_complete(old, tmp_path)
+
+    def test_one_without_version_may_lack_tables(self, old: Path, tmp_path: Path) -> None:
+        change(old, "PRAGMA user_version = 0", "DROP TABLE feedback", "DROP TABLE tool_calls")
+        with pytest.raises(NoStore, match="no table tool_calls yet"):
+            StoreReader(str(old)).runs(1)
+
+        sink = StoreSink(str(old))
+        sink.deliver([step(step_id="new", traceparent=TRACEPARENT), tool_call(), feedback()])
+        sink.close()
+
+        self.check_complete(old, tmp_path)
+
+    def test_a_number_alone_is_no_store_yet(self, tmp_path: Path) -> None:
+        path = tmp_path / "store.db"
+        change(path, f"PRAGMA application_id = {old_store.APPLICATION_ID}")
+        with pytest.raises(NoStore, match="nothing in"):
+            StoreReader(str(path)).runs(1)
+
+        sink = StoreSink(str(path))
+        sink.deliver([*self.RECORDS, step(step_id="new", traceparent=TRACEPARENT)])
+        sink.close()
+
+        self.check_complete(path, tmp_path)
+
+    def test_a_copy_by_dump_needs_its_number_again(self, old: Path, tmp_path: Path) -> None:
+        """As docs/store.md says."""
+        copy = tmp_path / "copy.db"
+        source, target = sqlite3.connect(old), sqlite3.connect(copy)
+        target.executescript("\n".join(source.iterdump()))
+        source.close()
+        target.close()
+        sink = StoreSink(str(copy))
+        with pytest.raises(RetryLater, match="not one of picostep's"):
+            sink.deliver([step()])
+        documented = re.search(r"`(PRAGMA application_id = [^`]+)`", DOCS.read_text())
+        assert documented
+        change(copy, documented[1])
+
+        sink.deliver([step(step_id="new", traceparent=TRACEPARENT)])
+        sink.close()
+
+        self.check_complete(copy, tmp_path)
+
+    def test_readers_read_an_older_one_and_leave_it_alone(self, old: Path) -> None:
+        before = old.read_bytes()
+        reader = StoreReader(str(old))
+
+        detail = reader.run("run-1")
+        latest, _ = reader.latest(10)
+
+        assert detail is not None
+        assert detail.run is not None
+        assert (detail.run["user_prompt"], detail.run["traceparent"]) == ("hello", None)
+        assert (detail.steps[0]["prompt"], detail.steps[0]["traceparent"]) == ("old", None)
+        assert len(latest) == 4
+        assert [summary.run_id for summary in reader.runs(10)] == ["run-1"]
+        assert reader.costs("model").total.steps == 1
+        assert old.read_bytes() == before
+
+    def test_the_keys_of_a_row_are_the_same_whatever_the_layout(self, old: Path, tmp_path: Path) -> None:
+        newer = tmp_path / "newer.db"
+        sink = StoreSink(str(newer))
+        sink.deliver(self.RECORDS)
+        sink.close()
+        change(newer, "ALTER TABLE steps ADD COLUMN of_a_later_layout TEXT")
+
+        found = [
+            [list(row_object(row)) for row in StoreReader(str(path)).latest(10)[0]] for path in (old, newer)
+        ]
+
+        assert found[0] == found[1]
+        assert ["traceparent" in keys for keys in found[0]] == [True, True, True, False]
+
+    def test_programs_of_layout_1_0_go_on(self, old: Path) -> None:
+        """One that has the file open leaves the new column empty; one that opens it later fills it, too."""
+        before, later, sink = (
+            old_store.StoreSink(str(old)),
+            old_store.StoreSink(str(old)),
+            StoreSink(str(old)),
+        )
+        before.deliver([step(step_id="a", traceparent=TRACEPARENT)])
+        sink.deliver([step(step_id="b", traceparent=TRACEPARENT)])
+        before.deliver([step(step_id="c", traceparent=TRACEPARENT)])
+        later.deliver([step(step_id="d", traceparent=TRACEPARENT)])
+        sink.deliver([step(step_id="e", traceparent=TRACEPARENT)])
+        for writer in (before, later, sink):
+            writer.close()
+
+        assert rows(old, "SELECT step_id FROM steps WHERE traceparent IS NOT NULL ORDER BY step_id") == [
+            ("b",),
+            ("d",),
+            ("e",),
+        ]
+        assert rows(old, "SELECT count(*) FROM steps") == [(6,)]
+
+    def test_several_bring_it_up_to_date_at_once(self, old: Path, tmp_path: Path) -> None:
+        sinks = [StoreSink(str(old)) for _ in range(4)]
+        barrier = threading.Barrier(len(sinks))
+        problems: list[BaseException] = []
+
+        def deliver(sink: StoreSink) -> None:
+            barrier.wait(10)
+            for _ in range(20):
+                try:
+                    sink.deliver([step(step_id="new", traceparent=TRACEPARENT)])
+                    return
+                except RetryLater as error:  # as an exporter does
+                    problems.append(error)
+
+        threads = [threading.Thread(target=deliver, args=(sink,)) for sink in sinks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for sink in sinks:
+            sink.close()
+
+        assert {str(problem) for problem in problems} <= {"store: database is locked"}
+        self.check_complete(old, tmp_path)
+
+    def test_an_older_file_may_take_the_place_of_the_one_that_is_open(
+        self, sink: StoreSink, path: Path, old: Path, tmp_path: Path
+    ) -> None:
+        sink.deliver([step()])
+        path.write_bytes(old.read_bytes())  # in place: the same file, as far as names and numbers tell
+        with pytest.raises(RetryLater, match="traceparent"):
+            sink.deliver([step(step_id="new", traceparent=TRACEPARENT)])
+
+        assert sink.deliver([step(step_id="new", traceparent=TRACEPARENT)]) == {}
+
+        self.check_complete(path, tmp_path)
+
+    def test_one_of_a_later_layout_is_written(self, sink: StoreSink, path: Path) -> None:
+        sink.deliver([step()])
+        sink.close()
+        change(
+            path,
+            "INSERT INTO picostep_layout VALUES (7)",
+            "ALTER TABLE steps ADD COLUMN parent_id TEXT",
+            "ALTER TABLE steps ADD COLUMN attempts INTEGER NOT NULL DEFAULT 1",
+            "CREATE TABLE events (event_id TEXT NOT NULL)",
+        )
+
+        assert sink.deliver([step(step_id="2", parent_id="p", attempts=3)]) == {}
+
+        assert rows(path, "SELECT step_id, parent_id, attempts FROM steps") == [
+            ("step-1", None, 1),
+            ("2", None, 1),
+        ]
+        assert rows(path, "SELECT minor FROM picostep_layout") == [(1,), (7,)]
+        assert len(StoreReader(str(path)).latest(10)[0]) == 2
+
+    def test_one_whose_rows_cannot_be_filled_is_refused_and_can_be_read(
+        self, sink: StoreSink, path: Path
+    ) -> None:
+        sink.deliver([step()])
+        sink.close()
+        change(
+            path,
+            "INSERT INTO picostep_layout VALUES (7)",
+            "DROP TABLE feedback",
+            "CREATE TABLE feedback (feedback_id TEXT NOT NULL PRIMARY KEY, run_id TEXT NOT NULL, "
+            "time_ns INTEGER NOT NULL, score TEXT, text TEXT, channel TEXT NOT NULL)",
+        )
+        before = path.read_bytes()
+
+        with pytest.raises(
+            RetryLater, match=r"layout 1\.7.*knows 1\.1.*fill feedback\.channel: upgrade picostep"
+        ):
+            sink.deliver([step(step_id="2")])
+        assert path.read_bytes() == before
+        assert StoreReader(str(path)).runs(1)[0].steps == 1
+
+    @pytest.mark.parametrize("version", [2, 99, -1])
+    def test_one_of_another_version_is_refused_by_name(
+        self, sink: StoreSink, path: Path, version: int
+    ) -> None:
+        sink.deliver([step()])
+        sink.close()
+        change(path, f"PRAGMA user_version = {version}")
+        before = path.read_bytes()
+
+        with pytest.raises(
+            RetryLater, match=f"schema version {version} .*upgrade picostep or choose another"
+        ):
+            sink.deliver([step()])
+        with pytest.raises(StoreError, match=f"schema version {version} .*upgrade picostep"):
+            StoreReader(str(path)).runs(1)
+        assert path.read_bytes() == before
+
+    def test_a_table_that_is_not_as_we_make_it_is_refused(self, old: Path) -> None:
+        change(old, "ALTER TABLE steps RENAME COLUMN end_ns TO ended")
+        before = old.read_bytes()
+
+        with pytest.raises(RetryLater, match="steps has no column end_ns"):
+            StoreSink(str(old)).deliver([step()])
+        with pytest.raises(StoreError, match="steps has no column end_ns"):
+            StoreReader(str(old)).runs(1)
+        assert old.read_bytes() == before
+
+    def test_what_its_owner_dropped(self, sink: StoreSink, path: Path) -> None:
+        """A table is made again, as no record could be stored without it; an index stays away."""
+        sink.deliver([step()])
+        sink.close()
+        change(path, "DROP TABLE feedback", "DROP INDEX steps_by_model")
+
+        assert sink.deliver([feedback()]) == {}
+
+        assert rows(path, "SELECT feedback_id FROM feedback") == [("feedback-1",)]
+        indexes = rows(path, "SELECT name FROM sqlite_master WHERE type = 'index'")
+        assert ("feedback_by_time",) in indexes
+        assert ("steps_by_model",) not in indexes
+
+
+def test_the_store_knows_neither_sinks_nor_the_command_line() -> None:
+    code = (
+        "import sys, picostep.store.read, picostep.store.write, picostep.store.shapes; "
+        "print([name for name in sys.modules if name.startswith(('picostep.sinks', 'picostep.cli'))])"
+    )
+
+    assert run_python(code).stdout.strip() == "[]"
 
 
 class TestTrouble:
@@ -347,7 +654,7 @@ class TestTrouble:
         code = """
 import resource, sys
 from picostep.sinks import RetryLater
-from picostep.store.write import StoreSink
+from picostep.sinks.store import StoreSink
 step = dict(kind="step", run_id="r", start_ns=1, end_ns=2, status_code=0, seq=0, prompt="x" * 10_000)
 sink = StoreSink(sys.argv[1])
 sink.deliver([dict(step, step_id="kept")])
@@ -399,7 +706,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         writer = f"""
 import sys
 from picostep.sinks import RetryLater
-from picostep.store.write import StoreSink
+from picostep.sinks.store import StoreSink
 sink = StoreSink(sys.argv[1])
 for batch in range({batches}):
     records = [

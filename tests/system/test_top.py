@@ -28,11 +28,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, Group
 
-from picostep.cli import views
 from picostep.cli.commands import picostep
-from picostep.cli.top import Load, Tally, Watch
+from picostep.cli.top import Load, Tally, Watch, top_view
 from picostep.exporter import top_socket
-from picostep.exporter.top_socket import Live, NoAnswer, ask
+from picostep.exporter.top_socket import NoAnswer, TopSocket, ask
 from picostep.metrics.aggregate import Aggregator, Snapshot, Steps
 from picostep.ringdir import RingDir, base, open_dir
 from support import clean_environment, exporters, kill_exporters, run_python, wait_until
@@ -120,8 +119,8 @@ def directory(ring_base: Path) -> Iterator[RingDir]:
 
 
 @contextmanager
-def listening(directory: RingDir) -> Iterator[Live]:
-    made = Live(directory)
+def listening(directory: RingDir) -> Iterator[TopSocket]:
+    made = TopSocket(directory)
     made.start()
     try:
         yield made
@@ -201,9 +200,9 @@ def test_counts_from_the_first_question_until_nobody_asks(
 def test_nothing_is_loaded_before_the_first_question(ring_base: Path) -> None:
     code = """
 import os, sys
-from picostep.exporter.top_socket import Live
+from picostep.exporter.top_socket import TopSocket
 from picostep.ringdir import open_dir
-live = Live(open_dir(sys.argv[1], "d", create=True))
+live = TopSocket(open_dir(sys.argv[1], "d", create=True))
 live.start()
 live.add([{"kind": "step"}])
 print([name for name in sys.modules if "metrics" in name or "ddsketch" in name])
@@ -216,9 +215,9 @@ def test_without_the_library(directory: RingDir) -> None:
     code = """
 import sys
 sys.modules["ddsketch"] = None
-from picostep.exporter.top_socket import Live
+from picostep.exporter.top_socket import TopSocket
 from picostep.ringdir import open_dir
-live = Live(open_dir(*sys.argv[1:], create=False))
+live = TopSocket(open_dir(*sys.argv[1:], create=False))
 live.start()
 print(flush=True)
 input()
@@ -357,18 +356,18 @@ def test_several_exporters(host: Host, settings: dict[str, str], tmp_path: Path)
     external = Host(**settings | {"PICOSTEP_EXPORTER": "external"})
     try:
         watch = Watch(base(settings["PICOSTEP_DIR"]), None, 3)
-        wait_until(lambda: watch.look().exporters == 4, 20, "all exporters")
+        wait_until(lambda: watch.scan().exporters == 4, 20, "all exporters")
         told = [*host.record(300), *other.record(200), *external.record(100)]
-        load = watch.look()
+        load = watch.scan()
         assert (load.exporters, load.hosts, load.problems) == (4, 3, {})
         assert (load.in_ring, load.in_spool, load.dropped, load.fullest) == (0, 0, 0, 0.0)
         check(load, told)
 
         told += host.record(50)
-        check(watch.look(), told)  # sums over three intervals …
-        watch.look()
-        check(watch.look(), told[600:])  # … of which the first is over by now
-        assert watch.look().models == {}
+        check(watch.scan(), told)  # sums over three intervals …
+        watch.scan()
+        check(watch.scan(), told[600:])  # … of which the first is over by now
+        assert watch.scan().models == {}
     finally:
         sidecar.terminate()
         sidecar.wait(20)
@@ -380,13 +379,13 @@ def test_an_exporter_that_is_killed(host: Host, settings: dict[str, str]) -> Non
     """Its counts begin at nothing once more, and no rate becomes negative."""
     rings = Path(settings["PICOSTEP_DIR"])
     watch = Watch(base(str(rings)), None, 10**6)
-    watch.look()
+    watch.scan()
     told = host.record(100)
-    check(watch.look(), told)
+    check(watch.scan(), told)
     kill_exporters(rings)
-    loads = [wait_until(lambda: (load := watch.look()).exporters and load, 20)]
+    loads = [wait_until(lambda: (load := watch.scan()).exporters and load, 20)]
     told += host.record(10)
-    loads.append(watch.look())
+    loads.append(watch.scan())
     check(loads[-1], told)
     for load in loads:
         assert all(min(tally.steps.as_plain()[0]) >= 0 for tally in load.models.values())
@@ -394,12 +393,12 @@ def test_an_exporter_that_is_killed(host: Host, settings: dict[str, str]) -> Non
 
 def test_what_somebody_else_has_asked_for_is_left_out(host: Host, settings: dict[str, str]) -> None:
     first, second = (Watch(base(settings["PICOSTEP_DIR"]), None, 100) for _ in range(2))
-    first.look()
+    first.scan()
     told = host.record(100)
-    assert second.look().models == {}
+    assert second.scan().models == {}
     told += host.record(30)
-    check(second.look(), told[100:])
-    check(first.look(), told)
+    check(second.scan(), told[100:])
+    check(first.scan(), told)
 
 
 def test_what_waits_is_shown(host: Host, settings: dict[str, str], tmp_path: Path) -> None:
@@ -411,7 +410,7 @@ for _ in range(50):
 os._exit(0)
 """
     run_python(code, settings)
-    load = Watch(base(settings["PICOSTEP_DIR"]), None, 1).look()
+    load = Watch(base(settings["PICOSTEP_DIR"]), None, 1).scan()
     assert load.in_ring == 50
     assert load.fullest > 0
     assert list(load.problems.values()) == ["does not answer"]
@@ -536,7 +535,7 @@ def test_narrow_terminals(width: int, height: int | None) -> None:
     load = load_of(*models)
     console = Console(width=width, markup=False, highlight=False, emoji=False, color_system=None)
     with console.capture() as capture:
-        console.print(Group(*views.top(load, width, height)))
+        console.print(Group(*top_view(load, width, height)))
     lines = capture.get().splitlines()
     assert max(map(len, lines)) <= width
     assert height is None or len(lines) <= height

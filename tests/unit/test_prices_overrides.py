@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from picostep.amounts import in_pico, usd
 from picostep.errors import ArgumentTypeError, ConfigError
 from picostep.prices import Cost, Overrides, explain, price
-from picostep.prices.amounts import in_pico, usd
 
 NOON = 1_795_262_400 * 10**9
 FULL = {

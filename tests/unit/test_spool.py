@@ -21,6 +21,7 @@ import pytest
 
 from picostep._ring import JSONText
 from picostep.cli import spools
+from picostep.exporter import lanes
 from picostep.exporter import spool as module
 from picostep.exporter.dead_letters import NAME, OLDER, DeadLetters
 from picostep.exporter.spool import Done, Part, Spool
@@ -55,7 +56,7 @@ def take(spool: Spool, most: int = 1000) -> list[int]:
     while len(spool):
         spool.drop_unreadable()
         records = spool.read(most, 1 << 30)
-        spool.settle(len(records))
+        spool.mark_settled(len(records))
         found += ids(records)
     return found
 
@@ -104,7 +105,7 @@ def test_files_are_as_documented(spool: Spool, base: Path) -> None:
     assert records == [*first.records, strange, surrogates]
     assert type(records[3]["response"]) is JSONText
     assert type(records[3]["real_total_cost"]) is Decimal
-    spool.settle(4)
+    spool.mark_settled(4)
     assert acknowledged(path) == 4
 
 
@@ -113,7 +114,7 @@ def test_everything_belongs_to_its_owner(spool: Spool, base: Path) -> None:
     try:
         spool.append(part(0, 3))
         spool.read(10, 100)
-        spool.settle(1)
+        spool.mark_settled(1)
     finally:
         os.umask(before)
     found = [base, *base.rglob("*")]
@@ -131,12 +132,12 @@ def test_order_limits_and_what_is_reported(spool: Spool) -> None:
     assert ids(spool.read(15, 1 << 20)) == [*range(10)]
     assert ids(spool.read(1, 1)) == [*range(10)]  # a whole frame at least
 
-    spool.settle(4, {1: "rejected"})
+    spool.mark_settled(4, {1: "rejected"})
     assert spool.collect() == []
     assert ids(spool.read(15, 1 << 20)) == [*range(4, 10)]
-    spool.settle(8, {0: "rejected", 7: "encode_error"})  # 4 to 11
+    spool.mark_settled(8, {0: "rejected", 7: "encode_error"})  # 4 to 11
     assert spool.collect() == [Done(RING, 10, 10, {"rejected": 2})]
-    spool.settle(len(spool))
+    spool.mark_settled(len(spool))
     assert spool.collect() == [
         Done(RING, 20, 10, {"encode_error": 1}),
         Done(RING, 30, 10, {}),
@@ -168,7 +169,7 @@ def test_next_exporter_goes_on(base: Path) -> None:
     spool = opened(base)
     spool.append(part(0, 10))
     spool.append(part(10, 10))
-    spool.settle(13)
+    spool.mark_settled(13)
     spool.close()
 
     spool = opened(base)
@@ -183,7 +184,7 @@ def test_next_exporter_goes_on(base: Path) -> None:
 def test_lost_progress_costs_duplicates_only(base: Path, ack: bytes | None) -> None:
     spool = opened(base)
     spool.append(part(0, 10))
-    spool.settle(4)
+    spool.mark_settled(4)
     spool.close()
     (path,) = segments(base)
     if ack is None:
@@ -220,7 +221,7 @@ def test_lanes_of_living_and_dead_exporters(base: Path) -> None:
     first.adopt()
     second.adopt()
     assert (len(first), len(second)) == (10, 10)
-    first.settle(3)
+    first.mark_settled(3)
     first.close()
 
     second.adopt()
@@ -309,7 +310,7 @@ def check_damage(base: Path, path: Path, raw: bytes, damaged: bytes) -> None:
 def test_every_bit_of_a_segment(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every run a sample; in a campaign all bits of a segment, and random damage: 100,000 in all."""
     monkeypatch.setattr(module, "ADOPT_WITHIN", 0.0)
-    monkeypatch.setattr(module.Spool, "_set_aside", lambda self, file: None)
+    monkeypatch.setattr(lanes.Lanes, "set_aside", lambda self, name: None)
     monkeypatch.setattr(module.os, "fsync", lambda fd: None)
     path, raw = made_segment(base, 4)
     random = Random(7)
@@ -393,7 +394,7 @@ def test_crashes_without_a_reason_in_the_file_do_not_matter(base: Path) -> None:
 
 
 def test_aside_is_bounded(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ASIDE_BYTES", 1000)
+    monkeypatch.setattr(lanes, "ASIDE_BYTES", 1000)
     for _ in range(8):
         path, raw = made_segment(base, 2)
         path.write_bytes(raw[:HEADER_BYTES] + b"damage" + raw[HEADER_BYTES + 6 :])
@@ -437,7 +438,7 @@ def test_disk_is_left_room(spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_age(base: Path) -> None:
     spool = opened(base, most_seconds=0.05)
     spool.append(part(0, 10))
-    spool.settle(2)
+    spool.mark_settled(2)
     time.sleep(0.06)
     assert spool.drop_unreadable()
     assert spool.collect() == [Done(RING, 10, 10, {"expired": 8})]
@@ -625,7 +626,7 @@ def test_looking_changes_nothing(base: Path) -> None:
     spool = opened(base)
     spool.append(part(0, 10))
     spool.append(part(10, 10))
-    spool.settle(3)
+    spool.mark_settled(3)
     before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
     (seen,) = spools.waiting(str(base))
     assert (seen.sink, seen.records, seen.exporters, seen.damaged) == (SINK, 17, 1, 0)

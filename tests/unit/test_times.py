@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picostep.errors import ArgumentError, ArgumentTypeError
-from picostep.times import MAX_NS, iso_ms, to_ns
+from picostep.times import MAX_NS, iso_ms, iso_ns, to_ns
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 LAST = datetime(2262, 4, 11, 23, 47, 16, 854775, tzinfo=timezone.utc)
@@ -220,3 +220,16 @@ class TestIsoMs:
             "2026-11-23T03:51:44.000Z",
             "2026-11-23T03:51:45.000Z",
         ]
+
+
+@pytest.mark.parametrize(
+    ("ns", "expected"),
+    [
+        (0, "1970-01-01T00:00:00.000000000Z"),
+        (-1, "1969-12-31T23:59:59.999999999Z"),
+        (1795405904593123456, "2026-11-23T03:51:44.593123456Z"),
+        (MAX_NS, "2262-04-11T23:47:16.854775807Z"),
+    ],
+)
+def test_iso_ns_has_all_digits(ns: int, expected: str) -> None:
+    assert iso_ns(ns) == expected

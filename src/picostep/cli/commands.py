@@ -11,10 +11,14 @@ from typing import cast
 import click
 
 import picostep as package
-from picostep.cli import pricing, shapes, spools, views
+from picostep.cli import shapes, spools
+from picostep.cli.costs import costs_view
 from picostep.cli.failures import IO_FAILED, NOT_FOUND, Commands, Failure
 from picostep.cli.options import counts, moment
-from picostep.cli.rings import look
+from picostep.cli.prices import explained, overrides, price_view, prices_view, refresh, tables
+from picostep.cli.rings import scan, status_view
+from picostep.cli.runs import demo_view, run_view, runs_view, tail_line
+from picostep.cli.screen import Screen
 from picostep.cli.service import log_to_stderr, serve
 from picostep.cli.text import clean
 from picostep.demo import NotStored, record
@@ -23,8 +27,9 @@ from picostep.ringdir import EXTERNAL, base
 from picostep.settings.destination import resolve_destination
 from picostep.settings.table import Settings
 from picostep.settings.urls import default_store
+from picostep.store.file import prepare
 from picostep.store.read import Cursor, GroupBy, NoStore, Row, StoreReader
-from picostep.store.write import prepare
+from picostep.store.shapes import costs_object, row_object, run_object, runs_object
 
 __all__ = ["picostep"]
 
@@ -88,11 +93,11 @@ def demo(store: str | None, as_json: bool) -> None:
         raise Failure(str(error), IO_FAILED, "What the exporter is doing: picostep status") from error
     details = [detail for detail in map(reader.run, run_ids) if detail]
     if as_json:
-        click.echo(shapes.document(shapes.runs(reader.path, [detail.summary for detail in details])))
+        click.echo(shapes.document(runs_object(reader.path, [detail.summary for detail in details])))
     else:
         option = "" if store is None else f" --store {shlex.quote(store)}"
-        screen = views.Screen()
-        screen.print(*views.demo(details, reader.path, option, screen.width))
+        screen = Screen()
+        screen.print(*demo_view(details, reader.path, option, screen.width))
 
 
 @picostep.command()
@@ -115,10 +120,10 @@ def runs(store: str | None, as_json: bool, limit: int, status: str | None) -> No
         open=status in (None, "open"),
     )
     if as_json:
-        click.echo(shapes.document(shapes.runs(reader.path, found)))
+        click.echo(shapes.document(runs_object(reader.path, found)))
     elif found:
-        screen = views.Screen()
-        screen.print(*views.runs(found, screen.width))
+        screen = Screen()
+        screen.print(*runs_view(found, screen.width))
     else:
         click.echo(f"No such runs in {clean(str(reader.path))}.")
 
@@ -138,9 +143,9 @@ def show(run: str, store: str | None, as_json: bool, full: bool) -> None:
     if detail is None:
         raise Failure(f"no run {run!r} in {reader.path}", NOT_FOUND, "List them: picostep runs")
     if as_json:
-        click.echo(shapes.document(shapes.detail(reader.path, detail)))
+        click.echo(shapes.document(run_object(reader.path, detail)))
     else:
-        views.Screen().print(*views.run_detail(detail, full))
+        Screen().print(*run_view(detail, full))
 
 
 @picostep.command()
@@ -175,9 +180,9 @@ def costs(store: str | None, as_json: bool, by: str, since: int | None, limit: i
     grouped = cast("GroupBy", by)
     report = reader.costs(grouped, since or 0)
     if as_json:
-        click.echo(shapes.document(shapes.costs(reader.path, report, grouped, since, limit)))
+        click.echo(shapes.document(costs_object(reader.path, report, grouped, since, limit)))
     elif report.lines:
-        views.Screen().print(*views.costs(report, grouped, limit or _COST_LINES))
+        Screen().print(*costs_view(report, grouped, limit or _COST_LINES))
     else:
         click.echo(f"No such steps in {clean(str(reader.path))}.")
 
@@ -216,12 +221,12 @@ def price(
                 "--tokens has the counts of --prompt, --cached and --completion: give either"
             )
         numbers |= dict(zip(("prompt_uncached", "prompt_cached", "completion"), tokens, strict=True))
-    known = pricing.tables()
-    found = pricing.explained(known, model, provider, tier, time.time_ns() if at is None else at, numbers)
+    known = tables()
+    found = explained(known, model, provider, tier, time.time_ns() if at is None else at, numbers)
     if as_json:
         click.echo(shapes.document(shapes.price(found, known.in_force)))
     else:
-        views.Screen().print(*views.price(found, known.in_force))
+        Screen().print(*price_view(found, known.in_force))
 
 
 @picostep.group()
@@ -244,7 +249,7 @@ def refresh_prices(as_json: bool) -> None:
     Programs that record take it up within seconds. Costs that are already recorded stay as they are.
     Nothing is downloaded: `pip install --upgrade genai-prices` does that.
     """
-    pricing.refresh()
+    refresh()
     _show_prices(as_json)
 
 
@@ -258,7 +263,7 @@ def refresh_prices(as_json: bool) -> None:
 def tail(store: str | None, as_json: bool, follow: bool, lines: int) -> None:
     """Print the records that came last, one on a line."""
     reader = StoreReader(_store_path(store))
-    screen = views.Screen()
+    screen = Screen()
     try:
         records, cursor = reader.latest(lines)
     except NoStore:
@@ -301,11 +306,11 @@ def status(directory: str | None, as_json: bool, log: int) -> None:
     where = base(settings.dir)
     target = resolve_destination(settings)
     own = EXTERNAL if settings.exporter == "external" else target.fingerprint
-    found = look(where, own, log)
+    found = scan(where, own, log)
     if as_json:
         click.echo(shapes.document(shapes.status(where, target, found)))
     elif found:
-        views.Screen().print(*views.status(found, ", ".join(target.to)))
+        Screen().print(*status_view(found, ", ".join(target.to)))
     else:
         click.echo(f"No rings in {clean(where)}: nothing of this user is being recorded.")
 
@@ -329,23 +334,23 @@ def top(directory: str | None, as_json: bool, once: bool, interval: float) -> No
     Steps and tokens in a second, percentiles, errors and cost by model, over the last ten intervals; and what
     waits in rings and spools. Exporters count as long as somebody looks.
     """
-    from picostep.cli.top import Watch  # loads what other commands need not have
+    from picostep.cli.top import Watch, top_view  # loads what other commands need not have
 
     settings = Settings.resolve(dir=directory)
     where = base(settings.dir)
     watch = Watch(where, settings.spool, _INTERVALS)
-    screen = views.Screen()
+    screen = Screen()
     if not once and not as_json and screen.takes_pages:
         with screen.pages() as show:
             for load in watch.every(interval):
-                show(partial(views.top, load))
+                show(partial(top_view, load))
     load = watch.over(interval)
     if not load.exporters and not load.problems:
         raise Failure(f"no exporter is at work in {where}", NOT_FOUND, "One is started by what records.")
     if as_json:
         click.echo(shapes.document(shapes.top(where, load)))
     else:
-        screen.print(*views.top(load, screen.width, None))
+        screen.print(*top_view(load, screen.width, None))
 
 
 @picostep.command()
@@ -380,7 +385,7 @@ def spool(sink: str | None, directory: str | None, as_json: bool, what: str | No
     if as_json:
         click.echo(shapes.document(shapes.spool(settings.spool, names, found)))
     elif found:
-        views.Screen().print(views.spools(found, names))
+        Screen().print(spools.spools_view(found, names))
     else:
         click.echo(f"Nothing was ever spooled in {clean(settings.spool)}.")
 
@@ -425,16 +430,16 @@ def export(
         raise Failure(f"another exporter is at work in {where}", IO_FAILED, "It delivers what is there.")
 
 
-def _print_records(screen: views.Screen, records: list[Row], as_json: bool) -> None:
+def _print_records(screen: Screen, records: list[Row], as_json: bool) -> None:
     if as_json:
         for row in records:
-            click.echo(shapes.line(shapes.record(row)))
+            click.echo(shapes.line(row_object(row)))
     elif records:
-        screen.print(*map(views.tail_line, records))
+        screen.print(*map(tail_line, records))
 
 
 def _show_prices(as_json: bool) -> None:
-    known = pricing.tables()
+    known = tables()
     if known.problem:
         raise Failure(
             f"the refreshed price table cannot be used: {known.problem}",
@@ -442,11 +447,11 @@ def _show_prices(as_json: bool) -> None:
             f"The built-in table {known.built_in.table.id} is in force.\n"
             "Make it again: picostep prices refresh",
         )
-    own = pricing.overrides()
+    own = overrides()
     if as_json:
         click.echo(shapes.document(shapes.prices(known, own)))
     else:
-        views.Screen().print(*views.prices(known, own))
+        Screen().print(*prices_view(known, own))
 
 
 def _store_path(given: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What is in the ring directories now, for `picostep status`."""
+"""What is in the ring directories now, and what `picostep status` prints of it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.padding import Padding
+from rich.text import Text
+
 from picostep._ring import RingError
+from picostep.cli.screen import cropped, table
+from picostep.cli.text import clean, count, size
 from picostep.ringdir import RingDirError, list_directories, open_dir
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import RenderableType
+    from rich.table import Table
+
     from picostep._ring import RingReader
     from picostep.ringdir import RingDir
 
-__all__ = ["Directory", "Ring", "look"]
+__all__ = ["Directory", "Ring", "scan", "status_view"]
 
 _TAIL_BYTES = 16 * 1024
 
@@ -74,7 +84,7 @@ class Directory:
     problem: str | None = None
 
 
-def look(base: str, own: str, log_lines: int) -> list[Directory]:
+def scan(base: str, own: str, log_lines: int) -> list[Directory]:
     """
     Look into all ring directories of a base.
 
@@ -86,10 +96,10 @@ def look(base: str, own: str, log_lines: int) -> list[Directory]:
         log_lines: How many lines of each log.
     """
     names = sorted(list_directories(base), key=lambda name: (name != own, name))
-    return [_look_into(base, name, name == own, log_lines) for name in names]
+    return [_scan_directory(base, name, name == own, log_lines) for name in names]
 
 
-def _look_into(base: str, name: str, own: bool, log_lines: int) -> Directory:
+def _scan_directory(base: str, name: str, own: bool, log_lines: int) -> Directory:
     try:
         opened = open_dir(base, name, create=False)
     except RingDirError as error:
@@ -163,3 +173,69 @@ def _end_of(opened: RingDir, name: str) -> str:
             return file.read(_TAIL_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+# --- for people --------------------------------------------------------------------------------------------
+
+
+def status_view(directories: Sequence[Directory], to: str) -> Iterator[RenderableType]:
+    """Lay out ring directories; `to` says where this shell's settings send records."""
+    for directory in directories:
+        yield Text.assemble(
+            (clean(directory.name), "bold cyan"), "  ", _exporter_state(directory), _whose(directory, to)
+        )
+        if directory.problem:
+            yield Text(f"  cannot be read: {clean(directory.problem)}", style="red")
+        if directory.rings or directory.totals:
+            yield Padding(_rings_table(directory), (0, 0, 0, 2))
+        for name in directory.damaged:
+            yield Text(f"  damaged, set aside: {clean(name)}", style="red")
+        yield from (cropped(f"  log  {clean(line)}", "dim") for line in directory.log)
+
+
+def _exporter_state(directory: Directory) -> Text:
+    if directory.exporter:
+        return Text("exporter at work", style="green")
+    waiting = any(ring.backlog_bytes for ring in directory.rings)
+    return Text("no exporter", style="bold red" if waiting else "dim")
+
+
+def _whose(directory: Directory, to: str) -> str:
+    return f"  the settings of this shell: {clean(to)}" if directory.own else ""
+
+
+def _rings_table(directory: Directory) -> Table:
+    made = table()
+    for header in ("PROCESS", "STATE"):
+        made.add_column(header)
+    for header in ("RECORDED", "DELIVERED", "IN RING", "SPOOLED", "DROPPED", "USED"):
+        made.add_column(header, justify="right")
+    made.add_column("LAST ERROR")
+    for ring in directory.rings:
+        made.add_row(*_ring_cells(ring))
+    if directory.totals:
+        ended = f"{directory.totals.get('rings', 0)} ended"
+        made.add_row("earlier", ended, *_counter_cells(directory.totals), style="dim")
+    return made
+
+
+def _ring_cells(ring: Ring) -> Iterator[str | Text]:
+    yield str(ring.pid) if ring.pid else clean(ring.name)
+    yield ring.state
+    if ring.counters is None:
+        yield from [""] * 6
+        yield Text(clean(ring.problem or ""), style="red")
+        return
+    yield from _counter_cells(ring.counters)
+    yield f"{size(ring.backlog_bytes)} of {size(ring.size_bytes)}"
+    yield Text(clean(ring.counters["last_error"]), style="red")
+
+
+def _counter_cells(counters: dict[str, Any]) -> Iterator[Text]:
+    dropped = counters.get("dropped", {})
+    yield Text(count(counters.get("recorded", 0)))
+    yield Text(count(counters.get("delivered", 0)))
+    yield Text(count(counters.get("in_ring", 0)))
+    yield Text(count(counters.get("in_spool", 0)))
+    reasons = ", ".join(f"{count(number)} {clean(reason)}" for reason, number in dropped.items() if number)
+    yield Text(reasons or "0", style="red" if reasons else "")

@@ -11,29 +11,24 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from picostep.errors import ConfigError
-from picostep.exporter.loop import Exporter
+from picostep.exporter.build import Limits, open_exporter, wait_for_lock
 from picostep.exporter.process import SignalStop, tune_interpreter
-from picostep.exporter.spool import open_spools
-from picostep.exporter.stages import preparation
-from picostep.exporter.top_socket import Live
+from picostep.exporter.top_socket import TopSocket
 from picostep.ringdir import EXTERNAL, base, open_dir
 from picostep.settings.destination import resolve_destination
 from picostep.sinks import open_sinks
 from picostep.times import iso_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from picostep.exporter.spool import Spool
     from picostep.metrics.publish import Publisher
-    from picostep.payload import Record
     from picostep.ringdir import RingDir
+    from picostep.settings.destination import Destination
     from picostep.settings.table import Settings
     from picostep.sinks import Sink
 
 __all__ = ["log_to_stderr", "serve"]
-
-_LOCK_EVERY = 0.5  # seconds between attempts to become the exporter of a directory
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +74,9 @@ def serve(settings: Settings, once: bool, metrics: Sequence[str] = ()) -> list[s
     with _publisher(metrics) as publisher:
         for name in dict.fromkeys((EXTERNAL, target.fingerprint)):
             directory = open_dir(base(settings.dir), name, create=True)
-            live = Live(directory)
-            observers = [live.add, publisher.aggregator.add] if publisher else [live.add]
-            prepare = preparation(target, *observers)
-            posts.append(_Post(directory, open_sinks(target), prepare, live, publisher, settings, stop, once))
+            posts.append(
+                _Post(directory, open_sinks(target), target, Limits.of(settings), publisher, stop, once)
+            )
         tune_interpreter()
         log.info("exporting to %s", ", ".join(target.to))
         # One thread for each: a directory that another exporter still serves must not keep the others
@@ -120,20 +114,18 @@ class _Post:
         self,
         directory: RingDir,
         sinks: Sequence[Sink],
-        prepare: Callable[[Sequence[Record]], None],
-        live: Live,
+        destination: Destination,
+        limits: Limits,
         publisher: Publisher | None,
-        settings: Settings,
         stop: SignalStop,
         once: bool,
     ) -> None:
         self.path = directory.path
         self._directory = directory
         self._sinks = sinks
-        self._prepare = prepare
-        self._live = live
+        self._destination = destination
+        self._limits = limits
         self._publisher = publisher
-        self._settings = settings
         self._stop = stop
         self._once = once
 
@@ -143,12 +135,7 @@ class _Post:
             lock = self._lock()
             if lock is not None:
                 log.info("serving %s", self.path)
-                exporter = self._exporter()
-                if self._publisher is not None:
-                    self._publisher.watch(exporter.counters)
-                self._live.start()
-                exporter.run()
-                self._live.stop()
+                self._export()
                 os.close(lock)
             return lock is not None
         finally:
@@ -160,25 +147,25 @@ class _Post:
         lock = self._directory.try_lock()
         if lock is None and not self._once:
             log.info("waiting for another exporter to leave %s", self.path)
-            while lock is None and not self._stop.is_set():
-                self._stop.wait(_LOCK_EVERY)
-                lock = self._directory.try_lock()
+            lock = wait_for_lock(self._directory, self._stop)
         return lock
 
-    def _spools(self) -> list[Spool] | None:
-        settings = self._settings
-        return open_spools(
-            resolve_destination(settings), settings.spool, settings.spool_bytes, settings.spool_age
-        )
-
-    def _exporter(self) -> Exporter:
-        return Exporter(
+    def _export(self) -> None:
+        top_socket = TopSocket(self._directory)
+        observers = [top_socket.add]
+        if self._publisher is not None:
+            observers.append(self._publisher.aggregator.add)
+        exporter = open_exporter(
             [self._directory],
             self._sinks,
+            self._destination,
+            self._limits,
             stop=self._stop,
-            prepare=self._prepare,
-            spools=self._spools(),
-            batch_records=self._settings.batch_records,
-            batch_bytes=self._settings.batch_bytes,
+            observers=observers,
             once=self._once,
         )
+        if self._publisher is not None:
+            self._publisher.watch(exporter.counters)
+        top_socket.start()
+        exporter.run()
+        top_socket.stop()

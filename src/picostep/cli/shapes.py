@@ -1,5 +1,5 @@
 """
-The JSON that commands print: the store's columns with readable times, and the same keys always.
+The JSON that commands print, but for what a store holds: the same keys always.
 
 Money is text, in US dollars, with all its digits.
 """
@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from picostep.cli.pricing import Source, Tables, parts
+from picostep.amounts import usd
+from picostep.cli.prices import Source, Tables, cost_parts
 from picostep.cli.rings import Directory
 from picostep.cli.spools import Waiting
-from picostep.cli.text import iso, status_word
-from picostep.prices.amounts import usd
 from picostep.prices.overrides import Overrides
 from picostep.settings.destination import Destination
-from picostep.store.read import CostLine, CostReport, GroupBy, Row, RunDetail, RunSummary
+from picostep.times import iso_ns
 
 if TYPE_CHECKING:
     from picostep.cli.top import Load, Tally
     from picostep.metrics.histogram import Histogram
 
-__all__ = ["costs", "detail", "document", "line", "price", "prices", "record", "runs", "status", "top"]
-
-_FLAGS = ("shed", "shortened", "withheld", "conversational")
+__all__ = ["document", "line", "price", "prices", "spool", "status", "top"]
 
 
 def document(value: Any) -> str:
@@ -37,22 +33,6 @@ def document(value: Any) -> str:
 def line(value: Any) -> str:
     """Return JSON on one line."""
     return json.dumps(value)
-
-
-def runs(store: Path, summaries: list[RunSummary]) -> dict[str, Any]:
-    """Return what `runs --json` prints."""
-    return {"store": str(store), "runs": [_summary(summary) for summary in summaries]}
-
-
-def detail(store: Path, run: RunDetail) -> dict[str, Any]:
-    """Return what `show --json` prints: `run` has the summary and, if the run has ended, its own columns."""
-    return {
-        "store": str(store),
-        "run": _summary(run.summary) | (record(run.run) if run.run else {}),
-        "steps": [record(row) for row in run.steps],
-        "tool_calls": [record(row) for row in run.tool_calls],
-        "feedback": [record(row) for row in run.feedback],
-    }
 
 
 def status(base: str, target: Destination, directories: list[Directory]) -> dict[str, Any]:
@@ -88,7 +68,7 @@ def _tally(tally: Tally) -> dict[str, Any]:
         "steps": steps.count,
         "errors": tally.errors,
         "unpriced_steps": steps.unpriced,
-        "total_cost": None if steps.unpriced == steps.count else _usd(steps.cost_pico),
+        "total_cost": None if steps.unpriced == steps.count else usd(steps.cost_pico),
         "prompt_uncached_tokens": steps.prompt_uncached,
         "prompt_cached_tokens": steps.prompt_cached,
         "cache_write_tokens": steps.cache_write,
@@ -113,7 +93,7 @@ def spool(base: str, names: dict[str, str], found: list[Waiting]) -> dict[str, A
                 "to": names.get(each.sink),
                 "records": each.records,
                 "bytes": each.bytes,
-                "oldest_time": None if each.oldest_ns is None else iso(each.oldest_ns),
+                "oldest_time": None if each.oldest_ns is None else iso_ns(each.oldest_ns),
                 "exporters": each.exporters,
                 "dead_letter_bytes": each.dead_letters,
                 "damaged_files": each.damaged,
@@ -123,50 +103,9 @@ def spool(base: str, names: dict[str, str], found: list[Waiting]) -> dict[str, A
     }
 
 
-def record(row: Row) -> dict[str, Any]:
-    """
-    Return a row with ISO times instead of nanoseconds, `total_cost` instead of pico-dollars, JSON instead of
-    JSON text, true instead of 1.
-    """
-    shaped: dict[str, Any] = {}
-    for column, value in row.items():
-        if column.endswith("_ns"):
-            name = "time" if column == "time_ns" else column.removesuffix("_ns") + "_time"
-            shaped[name] = None if value is None else iso(value)
-        elif column == "metadata":
-            shaped[column] = None if value is None else json.loads(value)
-        elif column == "cost_pico":
-            given = row.get(
-                "real_total_cost"
-            )  # kept apart from what was computed, and exact where a sum is not
-            shaped["total_cost"] = _usd(value) if given is None else given
-        elif column in _FLAGS:
-            shaped[column] = None if value is None else bool(value)
-        else:
-            shaped[column] = value
-    if "end_ns" in row:
-        shaped["duration_ms"] = (row["end_ns"] - row["start_ns"]) / 1e6
-    return shaped
-
-
-def costs(
-    store: Path, report: CostReport, by: GroupBy, since_ns: int | None, limit: int | None
-) -> dict[str, Any]:
-    """Return what `costs --json` prints."""
-    return {
-        "store": str(store),
-        "by": by,
-        "since": None if since_ns is None else iso(since_ns),
-        "lines": [_cost_line(line, by) for line in report.lines[:limit]],
-        "left_out": len(report.lines[limit:]) if limit is not None else 0,
-        "total": _cost_line(report.total),
-        "unpriced": {status or "not_priced": steps for status, steps in report.unpriced.items()},
-    }
-
-
 def price(found: dict[str, Any], table: Source) -> dict[str, Any]:
     """Return what `price --json` prints."""
-    costs = {part.name: usd(part.pico) for part in parts(found)} if found["counts"] else None
+    costs = {part.name: usd(part.pico) for part in cost_parts(found)} if found["counts"] else None
     shaped = {name: value for name, value in found.items() if name not in ("pico", "usd")}
     place = None if found["source"] == "override" else table.path
     return shaped | {"table_path": place, "costs": costs, "total_cost": found["usd"]}
@@ -189,32 +128,3 @@ def _source(source: Source) -> dict[str, Any]:
         "models": len(source.table),
         "path": source.path,
     }
-
-
-def _cost_line(line: CostLine, by: GroupBy | None = None) -> dict[str, Any]:
-    key: dict[str, Any] = {}
-    if by is not None:
-        key[_KEYS.get(by, by)] = line.key
-    if by == "model":
-        key["provider"] = line.provider
-    return key | {
-        "steps": line.steps,
-        "unpriced_steps": line.unpriced_steps,
-        "total_cost": _usd(line.cost_pico),
-        "prompt_uncached_tokens": line.prompt_uncached_tokens,
-        "prompt_cached_tokens": line.prompt_cached_tokens,
-        "cache_write_tokens": line.cache_write_tokens,
-        "completion_tokens": line.completion_tokens,
-        "reasoning_tokens": line.reasoning_tokens,
-    }
-
-
-_KEYS: dict[GroupBy, str] = {"session": "session_id", "run": "run_id", "status": "cost_status"}
-
-
-def _summary(summary: RunSummary) -> dict[str, Any]:
-    return {**record(asdict(summary)), "status": status_word(summary.status_code)}
-
-
-def _usd(pico: int | str | None) -> str | None:
-    return None if pico is None else usd(int(pico))

@@ -1,4 +1,8 @@
-"""What is on disk for sinks that could not take it, for `picostep spool`. Takes no lock, changes nothing."""
+"""
+What is on disk for sinks that could not take it, and what `picostep spool` prints of it.
+
+Takes no lock, changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
+from picostep.cli.screen import table
+from picostep.cli.text import clean, clock, count, size
 from picostep.exporter import segment
 from picostep.exporter.dead_letters import NAME, OLDER
-from picostep.exporter.spool import ACK, ASIDE, SEGMENT
+from picostep.exporter.lanes import ASIDE, SEGMENT, ack_name
 from picostep.ringdir import OwnDir, list_directories, open_own
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from picostep.exporter.segment import Frame
+    from rich.console import RenderableType
+
+    from picostep.exporter.segment import SpoolFrame
     from picostep.payload import Record
 
-__all__ = ["Waiting", "dead_letters", "records", "waiting"]
+__all__ = ["Waiting", "dead_letters", "records", "spools_view", "waiting"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ def waiting(base: str) -> list[Waiting]:
     found = []
     for sink in list_directories(base):
         with suppress(OSError, ValueError):
-            found.append(_look(base, sink))
+            found.append(_scan(base, sink))
     return found
 
 
@@ -73,7 +83,7 @@ def records(base: str, sink: str) -> Iterator[Record]:
         for lane in _lanes(top):
             for name, fd in _segments(lane):
                 for frame, skip in _unsettled(lane, name, fd, key):
-                    with suppress(segment.Damaged):
+                    with suppress(segment.DamagedFrame):
                         yield from segment.decode(fd, key, frame)[skip:]
     finally:
         top.close()
@@ -90,7 +100,7 @@ def dead_letters(base: str, sink: str) -> Iterator[bytes]:
         top.close()
 
 
-def _look(base: str, sink: str) -> Waiting:
+def _scan(base: str, sink: str) -> Waiting:
     key = bytes.fromhex(sink)
     top = open_own(base, sink, create=False)
     try:
@@ -128,11 +138,11 @@ def _segments(lane: OwnDir) -> Iterator[tuple[str, int]]:
                 os.close(fd)
 
 
-def _unsettled(lane: OwnDir, name: str, fd: int, key: bytes) -> Iterator[tuple[Frame, int]]:
+def _unsettled(lane: OwnDir, name: str, fd: int, key: bytes) -> Iterator[tuple[SpoolFrame, int]]:
     """Yield the frames that are not settled, and how many records at their beginning are."""
     settled = 0
     with suppress(FileNotFoundError):
-        ack = _open(lane, f"{name.removesuffix(SEGMENT)}{ACK}")
+        ack = _open(lane, ack_name(name))
         settled, _ = segment.unpack_ack(os.read(ack, segment.ACK_BYTES + 1))
         os.close(ack)
     for frame in segment.frames(fd, key):
@@ -160,3 +170,27 @@ def _set_aside(top: OwnDir) -> int:
         return len(os.listdir(aside.fd))
     finally:
         aside.close()
+
+
+# --- for people --------------------------------------------------------------------------------------------
+
+
+def spools_view(found: Sequence[Waiting], names: Mapping[str, str]) -> RenderableType:
+    """Lay out spools; `names` gives those of this shell's sinks."""
+    made = table()
+    for header in ("SPOOL", "OF"):
+        made.add_column(header)
+    for header in ("WAITING", "ON DISK", "SINCE", "EXPORTERS", "REFUSED", "DAMAGED"):
+        made.add_column(header, justify="right")
+    for each in found:
+        made.add_row(
+            each.sink,
+            clean(names.get(each.sink, "")),
+            count(each.records),
+            size(each.bytes),
+            "" if each.oldest_ns is None else clock(each.oldest_ns),
+            str(each.exporters),
+            size(each.dead_letters) if each.dead_letters else "0",
+            Text(str(each.damaged), style="red" if each.damaged else ""),
+        )
+    return made

@@ -7,7 +7,7 @@ import re
 from datetime import date, datetime
 from typing import Any
 
-from picostep.prices.amounts import usd
+from picostep.amounts import usd
 from picostep.times import iso_ms
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "duration",
     "exact",
     "gist",
-    "iso",
     "lines",
     "metadata_line",
     "money",
@@ -29,7 +28,6 @@ __all__ = [
     "rate",
     "short_id",
     "size",
-    "status_word",
     "tokens",
 ]
 
@@ -42,7 +40,6 @@ NO_PRICE = "?"
 # eye, and surrogates, which cannot be written.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_STATUS_WORDS = {None: "open", 0: "ok", 2: "error"}
 
 
 def clean(text: str) -> str:
@@ -104,11 +101,6 @@ def _local(ns: int) -> datetime | None:
         return datetime.fromtimestamp(ns // 1_000_000_000).astimezone()
     except (OverflowError, ValueError, OSError):  # a year that the platform does not know
         return None
-
-
-def iso(ns: int) -> str:
-    """Return a time in UTC with all its digits."""
-    return f"{iso_ms(ns)[:-5]}.{ns % 1_000_000_000:09d}Z"
 
 
 def duration(ns: int) -> str:
@@ -197,11 +189,6 @@ def of_step(pico: int | None, status: str | None, given: str | None) -> str:
     else:
         shown = NO_PRICE if pico is None else money(pico)
     return shown if status in (None, "priced") else f"{shown} ({one_line(status, 20)})"
-
-
-def status_word(code: int | None) -> str:
-    """Return ok, error, or open for a run that has not ended."""
-    return _STATUS_WORDS.get(code, f"code {code}")
 
 
 def metadata_line(metadata: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What all exporters of this user count, over the last seconds, for `picostep top`."""
+"""What all exporters of this user count, over the last seconds, and what `picostep top` prints of it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from picostep.cli import spools
-from picostep.cli.rings import Directory, look
+from picostep.cli.rings import Directory, scan
+from picostep.cli.screen import HEADING, PREVIEW, cropped, table
+from picostep.cli.text import UNKNOWN, clean, cost, count, duration, one_line, rate, size
 from picostep.exporter.top_socket import NoAnswer, ask
 from picostep.metrics.aggregate import Steps
 from picostep.ringdir import RingDirError, open_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from rich.console import RenderableType
+    from rich.table import Table
 
     from picostep.metrics.aggregate import Snapshot
+    from picostep.metrics.histogram import Histogram
 
-__all__ = ["Load", "Tally", "Watch"]
+__all__ = ["Load", "Tally", "Watch", "top_view"]
 
 
 @dataclass
@@ -102,22 +110,22 @@ class Watch:
 
     def over(self, seconds: float) -> Load:
         """Return what comes from now on until some seconds have passed."""
-        self.look()
+        self.scan()
         time.sleep(seconds)
-        return self.look()
+        return self.scan()
 
     def every(self, seconds: float) -> Iterator[Load]:
         """Look again and again, for ever."""
         while True:
-            yield self.look()
+            yield self.scan()
             time.sleep(seconds)
 
-    def look(self) -> Load:
+    def scan(self) -> Load:
         """Ask everybody, and return what has come since as many earlier calls as there are intervals."""
         new: dict[str, Tally] = {}
         problems: dict[str, str] = {}
         exporters = 0
-        directories = look(self._base, "", 0)
+        directories = scan(self._base, "", 0)
         for directory in directories:
             try:
                 found = self._ask(directory.name)
@@ -182,3 +190,125 @@ def _add_news(new: dict[str, Tally], before: Snapshot | None, now: Snapshot) -> 
         if steps.count:
             errors = steps.count if labels.status == "error" else 0
             new.setdefault(labels.model_used or labels.model_requested, Tally()).merge(Tally(steps, errors))
+
+
+# --- for people --------------------------------------------------------------------------------------------
+
+_HOUR = 3600
+
+
+def top_view(load: Load, width: int, height: int | None) -> Iterator[RenderableType]:
+    """Lay out what there is to do now: sums, then as many models as there are lines for."""
+    yield _top_title(load)
+    for name, problem in sorted(load.problems.items()):
+        yield cropped(f"  the exporter of {clean(name)} {one_line(problem, PREVIEW)}", "red")
+    yield _top_waiting(load)
+    if not load.exporters and not load.problems:
+        yield cropped("No exporter is at work: waiting for one …", "yellow")
+        return
+    if not load.models:
+        yield cropped(f"No step in {load.seconds:.3g} s.", "dim")
+        return
+    lines = list(load.models.items())
+    room = len(lines) if height is None else max(1, height - _TOP_LINES - len(load.problems))
+    yield Text()
+    yield _top_table(load, lines[:room], width)
+    if lines[room:]:
+        yield cropped(f"{len(lines[room:])} more models are in the total", "dim")
+
+
+_TOP_LINES = 7  # of all but models and problems: title, what waits, empty, header (2), total, more
+
+
+def _top_title(load: Load) -> Text:
+    exporters = f"{load.exporters} exporter{'s' if load.exporters != 1 else ''}"
+    hosts = f"{load.hosts} process{'es' if load.hosts != 1 else ''}"
+    title = Text.assemble(("picostep top", HEADING), f"   {exporters}, {hosts}   last {load.seconds:.3g} s")
+    title.no_wrap, title.overflow = True, "ellipsis"
+    return title
+
+
+def _top_waiting(load: Load) -> Text:
+    """Say what waits in rings and spools, and what is lost."""
+    spooled = f" ({size(load.spool_bytes)})" if load.spool_bytes else ""
+    made = Text(no_wrap=True, overflow="ellipsis")
+    made.append(f"ring {load.fullest:.0%}", style="bold red" if load.fullest > 0.5 else "")
+    made.append(f", {count(load.in_ring)} records   ")
+    made.append(f"spool {count(load.in_spool)} records{spooled}", style="yellow" if load.in_spool else "")
+    made.append("   ")
+    made.append(f"dropped {count(load.dropped)}", style="bold red" if load.dropped else "")
+    return made
+
+
+@dataclass(frozen=True)
+class _TopColumn:
+    header: str
+    cell: Callable[[Tally, float], str]
+    style: Callable[[Tally], str] = lambda tally: ""
+
+
+def _error_share(tally: Tally) -> str:
+    return f"{tally.errors / tally.steps.count:.1%}" if tally.errors else "0"
+
+
+def _hourly(tally: Tally, seconds: float) -> str:
+    steps = tally.steps
+    known = None if steps.unpriced == steps.count else round(steps.cost_pico * _HOUR / seconds)
+    return cost(known, steps.count, steps.unpriced)
+
+
+def _cached_share(tally: Tally) -> str:
+    steps = tally.steps
+    read = steps.prompt_uncached + steps.prompt_cached + steps.cache_write
+    return f"{steps.prompt_cached / read:.0%}" if read else UNKNOWN
+
+
+def _percentile(histogram: Histogram, share: float) -> str:
+    found = histogram.quantile(share)
+    return UNKNOWN if found is None else duration(round(found))
+
+
+_TOP_COLUMNS = (
+    _TopColumn("STEPS\n/s", lambda tally, seconds: rate(tally.steps.count, seconds)),
+    _TopColumn(
+        "\nERR", lambda tally, _: _error_share(tally), lambda tally: "bold red" if tally.errors else ""
+    ),
+    _TopColumn("DURATION\np50", lambda tally, _: _percentile(tally.steps.duration, 0.5)),
+    _TopColumn("\np99", lambda tally, _: _percentile(tally.steps.duration, 0.99)),
+    _TopColumn("FIRST TOKEN\np50", lambda tally, _: _percentile(tally.steps.first_token, 0.5)),
+    _TopColumn("\np99", lambda tally, _: _percentile(tally.steps.first_token, 0.99)),
+    _TopColumn("TOKENS/s\nin", lambda tally, seconds: rate(tally.steps.input_tokens.sum, seconds)),
+    _TopColumn("\ncached", lambda tally, _: _cached_share(tally)),
+    _TopColumn("\nout", lambda tally, seconds: rate(tally.steps.completion, seconds)),
+    _TopColumn("COST\n/h", _hourly),
+)
+# What matters least, by its place, goes first where there is no room.
+_TOP_EXPENDABLE = (7, 4, 5, 6, 2, 8, 9, 3, 1)
+_SHORTEST_MODEL = 12  # columns
+_LONGEST_MODEL = 40
+
+
+def _top_table(load: Load, lines: Sequence[tuple[str, Tally]], width: int) -> Table:
+    total = load.total()
+    kept = list(range(len(_TOP_COLUMNS)))
+    tallies = [*(tally for _, tally in lines), total]
+    widths = [
+        2
+        + max(*map(len, each.header.split("\n")), *(len(each.cell(tally, load.seconds)) for tally in tallies))
+        for each in _TOP_COLUMNS
+    ]
+    for place in _TOP_EXPENDABLE:
+        if sum(widths[each] for each in kept) + _SHORTEST_MODEL <= width:
+            break
+        kept.remove(place)
+    columns = [_TOP_COLUMNS[place] for place in kept]
+    made = table()
+    room = max(width - sum(widths[place] for place in kept), _SHORTEST_MODEL)
+    made.add_column("MODEL", vertical="bottom", no_wrap=True, overflow="ellipsis", max_width=room - 2)
+    for column in columns:
+        made.add_column(column.header, justify="right", vertical="bottom", no_wrap=True)
+    for name, tally in [*lines, ("total", total)]:
+        shown = one_line(name, _LONGEST_MODEL) or "(no model)"
+        cells = (Text(each.cell(tally, load.seconds), style=each.style(tally)) for each in columns)
+        made.add_row(Text(shown), *cells, style="bold" if tally is total else "")
+    return made

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from picostep.payload import Record
     from picostep.sinks import Sink
 
-__all__ = ["Answer", "Outlet", "counted_as"]
+__all__ = ["Answer", "Attempts", "counted_as"]
 
 _FIRST_DELAY = 0.5  # seconds; doubled at every failure
 _LONGEST_DELAY = 60.0
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
     Attributes:
         settled: How many leading ones are done with.
 
-        unencodable: Those of them that could not be encoded or were refused: index and why.
+        not_taken: Those of them that could not be encoded or were refused: index and why.
 
         rejected: Why the others will never be taken as they are, or "".
 
@@ -46,14 +46,14 @@ class Answer(NamedTuple):
     """
 
     settled: int
-    unencodable: Mapping[int, str] = {}
+    not_taken: Mapping[int, str] = {}
     rejected: str = ""
     failure: str = ""
     after: float | None = None
     unexpected: bool = False
 
 
-class Outlet:
+class Attempts:
     """
     Offers records to a sink, in halves where it rejects some, again and again where it fails.
 
@@ -92,11 +92,11 @@ class Outlet:
         except Exception as error:
             return Answer(0, failure=f"sink error: {type(error).__name__}", unexpected=True)
 
-    def settle(self, work: Work, answer: Answer) -> None:
+    def apply_answer(self, work: Work, answer: Answer) -> None:
         """Note what an answer to the first range of a work means for it, and when to go on."""
         start, stop = work.todo.pop()
         taken = min(max(answer.settled, 0), stop - start)
-        for index, why in answer.unencodable.items():
+        for index, why in answer.not_taken.items():
             if index < taken and isinstance(why, Refused):
                 self._drop(
                     work, start + index, counted_as(why), f"a record was rejected: {why}", keep=why.known
@@ -107,27 +107,27 @@ class Outlet:
             self._strikes = 0
         start += taken
         if start == stop:
-            self.heed(answer)
+            self.apply_backoff(answer)
         elif answer.rejected:
             if stop - start > 1:
                 _halve(work, start, stop)
             else:
                 self._drop(work, start, "rejected", f"a record was rejected: {answer.rejected}")
-            self.heed(answer)
+            self.apply_backoff(answer)
         elif answer.unexpected:
-            self._stumble(work, start, stop, answer)
+            self._retry_suspect(work, start, stop, answer)
         else:
             work.todo.append((start, stop))
-            self.heed(answer)
+            self.apply_backoff(answer)
 
-    def heed(self, answer: Answer) -> None:
+    def apply_backoff(self, answer: Answer) -> None:
         """Note when to go on; for an answer to records that are no concern of this outlet any more, too."""
         if answer.failure:
             self._fail(answer.failure, answer.after)
         elif not answer.rejected:
             self._succeed()
 
-    def _stumble(self, work: Work, start: int, stop: int, answer: Answer) -> None:
+    def _retry_suspect(self, work: Work, start: int, stop: int, answer: Answer) -> None:
         """Deal with an exception that may or may not be the fault of one of the records."""
         if stop - start > 1:
             _halve(work, start, stop)
@@ -135,7 +135,7 @@ class Outlet:
         self._strikes += 1
         if self._strikes < _STRIKES:
             work.todo.append((start, stop))
-            self.heed(answer)
+            self.apply_backoff(answer)
         else:
             self._strikes = 0
             self._drop(work, start, "encode_error", f"a record was dropped: {answer.failure}")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from picostep._ring import RingReader
     from picostep.exporter.batch import Batch
-    from picostep.exporter.sink_worker import Channel, Delivery
+    from picostep.exporter.sink_worker import Delivery, SinkWorker
 
 __all__ = ["Ledger"]
 
@@ -34,25 +34,25 @@ class _Account:
 
         owed: Records that left the ring for a spool: their end in the ring, and how many.
 
-        pending: Frames of this ring in the spool of each channel.
+        pending: Frames of this ring in the spool of each worker.
 
-        reached: Up to where the spool of each channel was emptied of this ring's records.
+        reached: Up to where the spool of each worker was emptied of this ring's records.
 
         dropped: Of those owed, by reason.
     """
 
-    def __init__(self, ring: RingReader, channels: int) -> None:
+    def __init__(self, ring: RingReader, workers: int) -> None:
         self.ring = ring
         self.in_flight = 0
         self.owed: deque[tuple[int, int]] = deque()
-        self.pending = [0] * channels
-        self.reached = [0] * channels
+        self.pending = [0] * workers
+        self.reached = [0] * workers
         self.dropped: Counter[str] = Counter()
 
 
 class Ledger:
     """
-    Releases records from their rings when all channels are through with them, and settles spooled ones when
+    Releases records from their rings when all workers are through with them, and settles spooled ones when
     they have left all spools.
 
     Attributes:
@@ -61,11 +61,11 @@ class Ledger:
         changed_at: … when it did last, by `time.monotonic()`.
 
     Args:
-        channels: All of them, in the order of the deliveries.
+        workers: All of them, in the order of the deliveries.
     """
 
-    def __init__(self, channels: Sequence[Channel]) -> None:
-        self._channels = channels
+    def __init__(self, workers: Sequence[SinkWorker]) -> None:
+        self._workers = workers
         self._accounts: dict[bytes, _Account] = {}
         self._flights: deque[_Flight] = deque()
         self._gone: Counter[str] = Counter()
@@ -74,8 +74,8 @@ class Ledger:
 
     def open(self, ring: RingReader) -> None:
         """Begin with a ring, of which earlier exporters may have spooled records."""
-        account = self._accounts[spool_name(ring)] = _Account(ring, len(self._channels))
-        if any(channel.spool is not None for channel in self._channels):
+        account = self._accounts[spool_name(ring)] = _Account(ring, len(self._workers))
+        if any(worker.spool is not None for worker in self._workers):
             self._recover(account)
 
     def close(self, ring: RingReader) -> None:
@@ -96,7 +96,7 @@ class Ledger:
         return not self._flights
 
     def add(self, batch: Batch, deliveries: Sequence[Delivery]) -> None:
-        """Take note of a batch that was offered to all channels."""
+        """Take note of a batch that was offered to all workers."""
         self._flights.append(_Flight(batch, deliveries))
         self._note_change()
         for part in batch.slices:
@@ -107,10 +107,10 @@ class Ledger:
         while self._flights and all(delivery.through for delivery in self._flights[0].deliveries):
             self._release(self._flights.popleft())
             self._note_change()
-        for index in range(len(self._channels)):
+        for index in range(len(self._workers)):
             if self._collect(index):
                 self._note_change()
-        if all(channel.spool is None or channel.spool.synced for channel in self._channels):
+        if all(worker.spool is None or worker.spool.synced for worker in self._workers):
             for account in self._accounts.values():
                 account.ring.synced()
 
@@ -137,11 +137,11 @@ class Ledger:
                 account.owed.append((part.end, spooled))
             for index, delivery in enumerate(flight.deliveries):
                 account.pending[index] += delivery.frames.get(part, 0)
-            self._settle(account)
+            self._settle_spooled(account)
 
     def _collect(self, index: int) -> bool:
-        """Settle what has left the spool of one channel."""
-        collected = self._channels[index].collect()
+        """Settle what has left the spool of one worker."""
+        collected = self._workers[index].collect()
         touched = {}
         for done in collected:
             account = self._accounts.get(done.ring)
@@ -153,10 +153,10 @@ class Ledger:
             account.dropped.update(done.dropped)
             touched[done.ring] = account
         for account in touched.values():
-            self._settle(account)
+            self._settle_spooled(account)
         return bool(collected)
 
-    def _settle(self, account: _Account) -> None:
+    def _settle_spooled(self, account: _Account) -> None:
         """Count those records as settled that are in no spool any more."""
         waiting = [
             reached for reached, frames in zip(account.reached, account.pending, strict=True) if frames > 0
@@ -179,11 +179,11 @@ class Ledger:
         """
         ring, damaged = account.ring, False
         found: list[tuple[int, int]] = []
-        for index, channel in enumerate(self._channels):
-            if channel.spool is not None:
-                frames = [entry for entry in channel.spool.entries() if entry[0] == spool_name(ring)]
+        for index, worker in enumerate(self._workers):
+            if worker.spool is not None:
+                frames = [entry for entry in worker.spool.entries() if entry[0] == spool_name(ring)]
                 account.pending[index] = len(frames)
-                damaged |= channel.spool.damaged
+                damaged |= worker.spool.damaged
                 owed = [(end, records) for _, end, records in frames if end <= ring.tail]
                 found = max(found, owed, key=_total)
         account.owed.extend(found)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 from picostep.exporter.batch import Batch, Breaks
 from picostep.exporter.dead_letters import DeadLetters
 from picostep.exporter.ledger import Ledger
-from picostep.exporter.rings import DirectoryInbox, Inbox
-from picostep.exporter.sink_worker import Channel
+from picostep.exporter.rings import DirectoryRings, Rings
+from picostep.exporter.sink_worker import SinkWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,22 +99,22 @@ class Exporter:
         self._lock = threading.Lock()  # of rings and ledger
         self._spools = spools or ()
         stores: Sequence[Spool | None] = spools or [None] * len(sinks)
-        self._channels = [
-            Channel(
+        self._workers = [
+            SinkWorker(
                 sink,
                 spool,
                 DeadLetters(spool.base, spool.sink) if spool is not None else None,
-                wake=self._settle,
+                wake=self._tell_rings,
                 at_once=batch_records,
                 most_bytes=batch_bytes,
                 breaks=breaks,
             )
             for sink, spool in zip(sinks, stores, strict=True)
         ]
-        self._ledger = Ledger(self._channels)
-        self._inboxes = [
-            *(DirectoryInbox(each, self._ledger) for each in directories),
-            Inbox(self._ledger, rings),
+        self._ledger = Ledger(self._workers)
+        self._sources = [
+            *(DirectoryRings(each, self._ledger) for each in directories),
+            Rings(self._ledger, rings),
         ]
         self._stop = stop
         self._new_batch = partial(Batch, batch_records, batch_bytes, prepare, breaks)
@@ -127,10 +127,10 @@ class Exporter:
 
     def run(self) -> None:
         """Work until done; the class says when that is."""
-        for inbox in self._inboxes:  # before spools are emptied: the ledger compares them with the rings
-            inbox.refresh()
-        for channel in self._channels:
-            channel.start()
+        for rings in self._sources:  # before spools are emptied: the ledger compares them with the rings
+            rings.refresh()
+        for worker in self._workers:
+            worker.start()
         pause = _SHORTEST_PAUSE
         try:
             while not self._stop.is_set():
@@ -141,8 +141,8 @@ class Exporter:
                     moved = bool(batch) or self._ledger.changes > before
                     if batch is not None and not moved and self._finished():
                         return
-                for channel in self._channels:
-                    channel.help()
+                for worker in self._workers:
+                    worker.deliver_inline()
                 pause = _SHORTEST_PAUSE if moved else min(pause * 1.5, _LONGEST_PAUSE)
                 self._wait(pause)
         except Exception as error:  # a mistake of ours; its text may quote a record
@@ -150,8 +150,8 @@ class Exporter:
             log.error("exporter failed: %s at %s:%s", type(error).__name__, place.filename, place.lineno)
             raise
         finally:
-            for channel in self._channels:
-                channel.stop()
+            for worker in self._workers:
+                worker.stop()
             with self._lock:
                 self._ledger.update()
                 self._last_counters = self._count()
@@ -168,18 +168,18 @@ class Exporter:
 
     def close(self) -> None:
         """Let go of all rings and spools; for a forked child, in which `run()` does not go on."""
-        for inbox in self._inboxes:
-            inbox.close()
+        for rings in self._sources:
+            rings.close()
         for spool in self._spools:
             spool.close()
 
     def _count(self) -> dict[str, Any]:
         sums: dict[str, Any] = {"dropped": {}}
-        for inbox in self._inboxes:
-            inbox.count(sums)
+        for rings in self._sources:
+            rings.count(sums)
         return sums
 
-    def _settle(self) -> None:
+    def _tell_rings(self) -> None:
         """Tell the rings at once what a sink has taken: until then it would be sent again after a crash."""
         with self._lock:
             self._ledger.update()
@@ -188,38 +188,38 @@ class Exporter:
     def _move(self, batch: Batch | None) -> None:
         """Do what can be done now, with a new batch or without."""
         if batch:
-            self._ledger.add(batch, [channel.offer(batch) for channel in self._channels])
-        hurry = any(inbox.crowded for inbox in self._inboxes) or self._held_up()
-        for channel in self._channels:
-            channel.tend(hurry=hurry)
+            self._ledger.add(batch, [worker.offer(batch) for worker in self._workers])
+        hurry = any(rings.crowded for rings in self._sources) or self._held_up()
+        for worker in self._workers:
+            worker.run_due(hurry=hurry)
         self._ledger.update()
-        trouble = next((channel.trouble for channel in self._channels if channel.trouble), "")
-        for inbox in self._inboxes:
-            inbox.announce(trouble)
-            inbox.count_gone(self._ledger.take_gone())
+        trouble = next((worker.trouble for worker in self._workers if worker.trouble), "")
+        for rings in self._sources:
+            rings.set_last_error(trouble)
+            rings.count_gone(self._ledger.take_gone())
 
     def _read(self) -> Batch | None:
         """Read what there is, if all sinks have room for it, and if it is worth a frame where they spool."""
         now = time.monotonic()
-        for inbox in self._inboxes:
-            inbox.refresh()
-        if not all(channel.has_room for channel in self._channels):
+        for rings in self._sources:
+            rings.refresh()
+        if not all(worker.has_room for worker in self._workers):
             return None
-        worth_it = now >= self._read_at or any(each.backlog >= self._batch_bytes for each in self._inboxes)
-        if not worth_it and any(channel.spooling for channel in self._channels):
+        worth_it = now >= self._read_at or any(each.backlog >= self._batch_bytes for each in self._sources)
+        if not worth_it and any(worker.spooling for worker in self._workers):
             return None
         self._read_at = now + _SPOOL_EVERY
         batch = self._new_batch()
-        for inbox in self._inboxes:
-            inbox.fill(batch)
+        for rings in self._sources:
+            rings.fill(batch)
         return batch
 
     def _held_up(self) -> bool:
         """Whether a sink has nothing to do while a whole batch waits until another one has room."""
         return (
-            any(channel.waits for channel in self._channels)
-            and not all(channel.has_room for channel in self._channels)
-            and any(inbox.backlog >= self._batch_bytes for inbox in self._inboxes)
+            any(worker.waits for worker in self._workers)
+            and not all(worker.has_room for worker in self._workers)
+            and any(rings.backlog >= self._batch_bytes for rings in self._sources)
         )
 
     def _wait(self, pause: float) -> None:
@@ -231,15 +231,15 @@ class Exporter:
 
     def _finished(self) -> bool:
         """Whether to end, now that all rings are empty."""
-        idle = self._ledger.idle and all(channel.idle for channel in self._channels)
+        idle = self._ledger.idle and all(worker.idle for worker in self._workers)
         if self._once:
             return idle
         if self._linger is None:
             return False
         now = time.monotonic()
-        if any(self._inboxes) or not idle:
+        if any(self._sources) or not idle:
             self._seen_ring = now
             return now - self._ledger.changed_at > _GIVE_UP_AFTER and not any(
-                inbox.hosts_live for inbox in self._inboxes
+                rings.hosts_live for rings in self._sources
             )
         return now - self._seen_ring >= self._linger

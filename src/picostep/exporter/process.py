@@ -61,11 +61,9 @@ def main(config: dict[str, Any]) -> int:
 
 
 def _export(directory: RingDir, destination: Destination, config: dict[str, Any]) -> int:
-    from picostep.exporter.loop import Exporter
+    from picostep.exporter.build import Limits, open_exporter
     from picostep.exporter.rings import tell_hosts
-    from picostep.exporter.spool import open_spools
-    from picostep.exporter.stages import preparation
-    from picostep.exporter.top_socket import Live
+    from picostep.exporter.top_socket import TopSocket
     from picostep.sinks import open_sinks
 
     try:
@@ -74,21 +72,21 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
         log.error("cannot start: %s", error)
         tell_hosts(directory, str(error))
         return CANNOT_START
-    live = Live(directory)
-    exporter = Exporter(
+    spool, spool_bytes, spool_age = config["spool"]
+    top_socket = TopSocket(directory)
+    exporter = open_exporter(
         [directory],
         sinks,
+        destination,
+        Limits(spool, spool_bytes, spool_age, config["batch_records"], config["batch_bytes"]),
         stop=SignalStop(signal.SIGTERM),
-        prepare=preparation(destination, live.add),
-        spools=open_spools(destination, *config["spool"]),
-        batch_records=config["batch_records"],
-        batch_bytes=config["batch_bytes"],
+        observers=[top_socket.add],
         linger=LINGER,
     )
     tune_interpreter()
-    live.start()
+    top_socket.start()
     exporter.run()
-    live.stop()
+    top_socket.stop()
     for sink in sinks:
         sink.close()
     return 0

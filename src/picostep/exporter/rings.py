@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from picostep.exporter.batch import Batch
     from picostep.ringdir import RingDir
 
-__all__ = ["DirectoryInbox", "Inbox", "tell_hosts"]
+__all__ = ["DirectoryRings", "Rings", "tell_hosts"]
 
 _SCAN_EVERY = 0.5  # seconds
 _STALE_AFTER = 60.0  # seconds after which an unfinished ring that nobody holds is litter
@@ -34,7 +34,7 @@ _MOST = 1 << 63  # records; a damaged file may hold a number that is too long to
 log = logging.getLogger(__name__)
 
 
-class Inbox:
+class Rings:
     """
     Rings that are read in turn, and stay.
 
@@ -45,7 +45,7 @@ class Inbox:
     def __init__(self, ledger: Ledger, rings: Sequence[RingReader] = ()) -> None:
         self._ledger = ledger
         self._rings = deque(rings)
-        self._notice = ""
+        self._last_error = ""
         for ring in rings:
             ledger.open(ring)
 
@@ -91,10 +91,10 @@ class Inbox:
             if not batch.fill(ring) and self._found_empty(ring):
                 batch.fill(ring)
 
-    def announce(self, text: str) -> None:
+    def set_last_error(self, text: str) -> None:
         """Show a text as the last error in the `stats()` of all hosts, also those to come; "" clears it."""
-        if text != self._notice:
-            self._notice = text
+        if text != self._last_error:
+            self._last_error = text
             for ring in self._rings:
                 ring.note(text)
 
@@ -114,14 +114,14 @@ class Inbox:
         return False
 
 
-class DirectoryInbox(Inbox):
+class DirectoryRings(Rings):
     """
     The rings of a directory, of which the caller holds the lock; those of dead processes are removed.
 
     Args:
         directory: Stays open; it belongs to the caller.
 
-        ledger: As for `Inbox`.
+        ledger: As for `Rings`.
     """
 
     def __init__(self, directory: RingDir, ledger: Ledger) -> None:
@@ -205,7 +205,7 @@ class DirectoryInbox(Inbox):
             pass  # gone, or no descriptors left
         else:
             ring.ended = self._ended
-            ring.note(self._notice)
+            ring.note(self._last_error)
             self._ledger.open(ring)
             self._rings.append(ring)
 
@@ -266,10 +266,10 @@ class DirectoryInbox(Inbox):
 
 def tell_hosts(directory: RingDir, text: str) -> None:
     """Show a text as the last error in the `stats()` of every host that has a ring in a directory."""
-    inbox = DirectoryInbox(directory, Ledger(()))
-    inbox.announce(text)
-    inbox.refresh()
-    inbox.close()
+    rings = DirectoryRings(directory, Ledger(()))
+    rings.set_last_error(text)
+    rings.refresh()
+    rings.close()
 
 
 class _Totals:

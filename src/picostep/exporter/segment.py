@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from picostep._ring import JSONText
+from picostep.payload import ascii_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from picostep.payload import Record
 
 __all__ = [
-    "Damaged",
-    "Frame",
+    "DamagedFrame",
+    "SpoolFrame",
     "created_ns",
     "decode",
     "encode",
@@ -70,11 +71,11 @@ _JSON_KEYS = "~json"
 _NUMBER_KEYS = "~number"
 
 
-class Damaged(Exception):
+class DamagedFrame(Exception):
     """A frame whose payload is not what was written."""
 
 
-class Frame(NamedTuple):
+class SpoolFrame(NamedTuple):
     """
     Where a frame lies, and what its header says.
 
@@ -117,7 +118,12 @@ def created_ns(header: bytes, sink: bytes) -> int | None:
 
 
 def encode(record: Record) -> tuple[bytes, int]:
-    """Return a record's JSON, and the flags that a frame with it must have."""
+    """
+    Return a record's JSON, and the flags that a frame with it must have.
+
+    It is not the JSON that sinks send: a record must come back as it was, so what is JSON or an exact number
+    in there is marked and not embedded.
+    """
     try:
         return orjson.dumps(record, option=orjson.OPT_PASSTHROUGH_SUBCLASS), 0
     except TypeError:  # there is more in it than JSON has types for
@@ -125,7 +131,7 @@ def encode(record: Record) -> tuple[bytes, int]:
     try:
         return orjson.dumps(marked), 0
     except TypeError:  # lone surrogates, or an integer beyond 64 bits
-        return json.dumps(marked).encode("ascii"), _BY_JSON
+        return ascii_json(marked), _BY_JSON
 
 
 def pack(sink: bytes, records: Sequence[bytes], flags: int, seq: int, ring: bytes, end: int) -> bytes:
@@ -137,7 +143,7 @@ def pack(sink: bytes, records: Sequence[bytes], flags: int, seq: int, ring: byte
 
         flags: … all flags of these.
 
-        seq, ring, end: As in `Frame`.
+        seq, ring, end: As in `SpoolFrame`.
 
     Raises:
         ValueError: They are together too large.
@@ -150,7 +156,7 @@ def pack(sink: bytes, records: Sequence[bytes], flags: int, seq: int, ring: byte
     return b"".join((_SYNC, _CRC.pack(_crc(sink, head)), head, payload))
 
 
-def frames(fd: int, sink: bytes) -> Iterator[Frame]:
+def frames(fd: int, sink: bytes) -> Iterator[SpoolFrame]:
     """
     Find the frames of a segment by their headers; payloads are not looked at.
 
@@ -177,34 +183,34 @@ def is_torn(fd: int, sink: bytes, offset: int) -> bool:
     return len(data) < FRAME_BYTES or _parse(data, sink) is not None
 
 
-def decode(fd: int, sink: bytes, frame: Frame) -> list[Record]:
+def decode(fd: int, sink: bytes, frame: SpoolFrame) -> list[Record]:
     """
     Return the records of a frame.
 
     Raises:
-        Damaged: They are not what was written.
+        DamagedFrame: They are not what was written.
 
         OSError: The file cannot be read.
     """
     data = os.pread(fd, frame.size, frame.offset)
     head = _parse(data, sink)
     if head is None or len(data) < frame.size:
-        raise Damaged
+        raise DamagedFrame
     length, raw_length, crc, count, flags, *_ = head
     payload = memoryview(data)[FRAME_BYTES:]
     if length != len(payload) or zlib.crc32(payload) != crc:
-        raise Damaged
+        raise DamagedFrame
     try:
         raw = zlib.decompressobj().decompress(payload, raw_length)
         if len(raw) != raw_length:
-            raise Damaged
+            raise DamagedFrame
         found = json.loads(raw) if flags & _BY_JSON else orjson.loads(raw)
         if not isinstance(found, list) or len(found) != count:
-            raise Damaged
+            raise DamagedFrame
         return [_unmarked(record) for record in found]
     # The checksum is right, so somebody made this up.
     except (zlib.error, ValueError, TypeError, AttributeError, KeyError, ArithmeticError, RecursionError):
-        raise Damaged from None
+        raise DamagedFrame from None
 
 
 def pack_ack(settled: int, attempts: int) -> bytes:
@@ -235,14 +241,14 @@ def _parse(data: bytes, sink: bytes) -> tuple[Any, ...] | None:
     return _FRAME.unpack(head)
 
 
-def _frame_at(fd: int, sink: bytes, offset: int, size: int) -> Frame | None:
+def _frame_at(fd: int, sink: bytes, offset: int, size: int) -> SpoolFrame | None:
     head = _parse(os.pread(fd, FRAME_BYTES, offset), sink)
     if head is None:
         return None
     length, raw_length, _, count, _, seq, ring, end = head
     if offset + FRAME_BYTES + length > size or raw_length > _LONGEST or not 0 < count <= MOST_RECORDS:
         return None
-    return Frame(offset, FRAME_BYTES + length, raw_length, count, seq, ring, end)
+    return SpoolFrame(offset, FRAME_BYTES + length, raw_length, count, seq, ring, end)
 
 
 def _next_sync(fd: int, offset: int, size: int) -> int:

@@ -9,7 +9,7 @@ import traceback
 from collections import deque
 from typing import TYPE_CHECKING
 
-from picostep.exporter.attempts import Outlet, counted_as
+from picostep.exporter.attempts import Attempts, counted_as
 from picostep.exporter.batch import Work
 from picostep.exporter.spool import Part
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from picostep.exporter.spool import Done, Spool
     from picostep.sinks import Sink
 
-__all__ = ["Channel", "Delivery"]
+__all__ = ["Delivery", "SinkWorker"]
 
 IN_FLIGHT = 2  # batches: one is delivered while the next is read
 PATIENCE = 1.0  # seconds that a batch waits for its sink before it is spooled …
@@ -61,7 +61,7 @@ class Delivery:
         return not self.work.todo
 
 
-class Channel:
+class SinkWorker:
     """
     Brings batches to a sink in their order; what it cannot take soon goes to the spool, and from there.
 
@@ -75,7 +75,7 @@ class Channel:
 
         spool: None: what the sink does not take waits in the rings.
 
-        dead_letters: As for `Outlet`.
+        dead_letters: As for `Attempts`.
 
         wake: Called when something has changed, from the thread of the sink.
 
@@ -97,7 +97,7 @@ class Channel:
     ) -> None:
         self.spool = spool
         self.failure: BaseException | None = None  # a mistake of ours that ended the thread
-        self._outlet = Outlet(sink, dead_letters)
+        self._attempts = Attempts(sink, dead_letters)
         self._wake = wake
         self._at_once = at_once
         self._most_bytes = most_bytes
@@ -112,13 +112,13 @@ class Channel:
     # ---- the exporter's side -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to deliver, in a thread of its own; where there can be none, `help()` does it."""
+        """Begin to deliver, in a thread of its own; where there can be none, `deliver_inline()` does it."""
         try:
             self._thread.start()
         except RuntimeError:  # Python 3.12 and later start none while the interpreter ends
             self._has_thread = False
 
-    def help(self) -> None:
+    def deliver_inline(self) -> None:
         """Deliver what is due now, if there is no thread that does."""
         if not self._has_thread:
             self._run(self._is_due)
@@ -154,7 +154,7 @@ class Channel:
     @property
     def trouble(self) -> str:
         """Why nothing is delivered, or spooled; "" if all is well."""
-        return self._outlet.trouble or (self.spool.trouble if self.spool is not None else "")
+        return self._attempts.trouble or (self.spool.trouble if self.spool is not None else "")
 
     def offer(self, batch: Batch) -> Delivery:
         """Take a batch; its delivery tells how far that has come."""
@@ -164,7 +164,7 @@ class Channel:
             self._changed.notify_all()
         return delivery
 
-    def tend(self, *, hurry: bool) -> None:
+    def run_due(self, *, hurry: bool) -> None:
         """
         Do what is due: move to the spool what has waited too long, sync, take over what others have left.
 
@@ -228,7 +228,7 @@ class Channel:
         """Wait for something to do, and do it; False when it is time to stop."""
         with self._changed:
             while not self._stopping and not self._is_due():
-                delay = self._outlet.delay()
+                delay = self._attempts.delay()
                 self._changed.wait(delay if delay > 0.0 else None)
             if self._stopping:
                 return False
@@ -240,7 +240,7 @@ class Channel:
         return True
 
     def _is_due(self) -> bool:
-        return self._outlet.delay() <= 0.0 and bool(self._queue or self.spool)
+        return self._attempts.delay() <= 0.0 and bool(self._queue or self.spool)
 
     def _deliver(self, delivery: Delivery) -> None:
         """Offer the first records of a batch."""
@@ -249,24 +249,24 @@ class Channel:
             if not work.todo:  # it was moved just now
                 return
             start, stop = work.todo[-1]
-        answer = self._outlet.offer(work.records(start, stop))
+        answer = self._attempts.offer(work.records(start, stop))
         with self._changed:
             if delivery.moved[0] <= start < delivery.moved[1]:
                 self._take_back(delivery, start, answer)
             else:
-                self._outlet.settle(work, answer)
+                self._attempts.apply_answer(work, answer)
             if not work.todo and self._queue and self._queue[0] is delivery:
                 self._queue.popleft()
 
     def _take_back(self, delivery: Delivery, start: int, answer: Answer) -> None:
         """Note that records were settled while they were moved to the spool, if they come first there."""
         assert self.spool is not None
-        self._outlet.heed(answer)
+        self._attempts.apply_backoff(answer)
         if not delivery.comes_first:  # others were taken over meanwhile: these will be sent again
             return
         moved = min(answer.settled, delivery.moved[1] - start)
-        dropped = {index: counted_as(why) for index, why in answer.unencodable.items()}
-        self.spool.settle(moved, {index: reason for index, reason in dropped.items() if index < moved})
+        dropped = {index: counted_as(why) for index, why in answer.not_taken.items()}
+        self.spool.mark_settled(moved, {index: reason for index, reason in dropped.items() if index < moved})
         for index, reason in dropped.items():
             if index >= moved:
                 delivery.work.dropped[start + index] = reason
@@ -282,12 +282,12 @@ class Channel:
             with self._changed:
                 self._changed.wait(UNREADABLE_AGAIN)
         work = Work(records, self._at_once, self._breaks)
-        while work.todo and not self._stopping and self._outlet.delay() <= 0.0:
+        while work.todo and not self._stopping and self._attempts.delay() <= 0.0:
             settled = work.settled
-            answer = self._outlet.offer(work.records(*work.todo[-1]))
-            self._outlet.settle(work, answer)
+            answer = self._attempts.offer(work.records(*work.todo[-1]))
+            self._attempts.apply_answer(work, answer)
             here = range(settled, work.settled)
-            self.spool.settle(
+            self.spool.mark_settled(
                 len(here), {index - settled: work.dropped[index] for index in here if index in work.dropped}
             )
             self._wake()

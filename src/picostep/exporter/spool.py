@@ -1,9 +1,8 @@
 """
 A sink's spool: records on disk that the sink could not take when the rings brought them.
 
-`BASE/SINK/LANE/` holds segments (see `segment` for their format). An exporter has a lane of its own, locked,
-and takes over the lanes that nobody holds. There is no ledger: what is there is found by reading the headers
-of all frames.
+`BASE/SINK/LANE/` holds segments (see `segment` for their format, `lanes` for the directories). There is no
+ledger: what is there is found by reading the headers of all frames.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from picostep import _ring
 from picostep.exporter import segment
-from picostep.ringdir import OwnDir, RingDirError, open_own
+from picostep.exporter.lanes import ACK, SEGMENT, Lanes, ack_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -39,10 +37,6 @@ KEEP_FREE = 512 << 20  # bytes of the file system that are left free, or …
 KEEP_FREE_PART = 20  # … this part of it, if that is less
 ATTEMPTS = 3  # to read a frame, each ended by a crash or an I/O error
 ADOPT_WITHIN = 0.5  # seconds for exporters that are just ending
-LANES = 1000
-ASIDE = "bad"
-ASIDE_BYTES = 64 << 20
-SEGMENT, ACK = ".seg", ".ack"
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +95,7 @@ class _File:
 
 class _Entry(NamedTuple):
     file: _File
-    frame: segment.Frame
+    frame: segment.SpoolFrame
 
     @property
     def waiting(self) -> int:
@@ -116,7 +110,7 @@ class Spool:
     Nothing in here raises because of the disk: what cannot be written stays where it is, and what cannot be
     read is dropped and counted.
 
-    Thread-safety: `read()` and `settle()` belong to one thread, everything else to another.
+    Thread-safety: `read()` and `mark_settled()` belong to one thread, everything else to another.
 
     Args:
         base: Directory of all spools; made when there is something to spool.
@@ -146,10 +140,7 @@ class Spool:
         self._partly: Counter[str] = Counter()  # dropped of the first entry
         self._done: list[Done] = []
         self.damaged = False  # whether adopted files have lost records, of which the rings are not known
-        self._top: OwnDir | None = None
-        self._lane: OwnDir | None = None
-        self._lane_lock = -1
-        self._forks = _ring.forks()
+        self._lanes = Lanes(base, sink)
         self._active: _File | None = None
         self._unsynced: set[_File] = set()
         self._unsynced_bytes = 0
@@ -191,7 +182,7 @@ class Spool:
         return frames
 
     def _append(self, part: Part) -> int:
-        if self._lane is None:
+        if not self._lanes.held:
             self._open(create=True)
         file = self._writable()
         data, frames, seq = bytearray(), [], file.next_seq
@@ -201,7 +192,9 @@ class Spool:
             packed = segment.pack(self._sink, records, flags, seq, part.ring, end)
             offset = file.size + len(data)
             raw_size = sum(map(len, records))
-            frames.append(segment.Frame(offset, len(packed), raw_size, len(records), seq, part.ring, end))
+            frames.append(
+                segment.SpoolFrame(offset, len(packed), raw_size, len(records), seq, part.ring, end)
+            )
             data += packed
             seq += len(records)
         self._check_room(len(data))
@@ -271,22 +264,22 @@ class Spool:
             self._drop_if_empty(file)
 
     def _new_file(self) -> _File:
-        assert self._lane is not None
-        self._foreign_bytes = self._measure_others()
+        self._foreign_bytes = self._lanes.measure_others()
         self._check_room(segment.HEADER_BYTES)
         created_ns = self._now_ns()
         name = f"{created_ns:016x}-{os.urandom(4).hex()}{SEGMENT}"
         try:
-            fd = self._open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            fd = self._lanes.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileNotFoundError:  # somebody has removed the lane
-            self._forget_lane()
+            self._lanes.forget()
+            self._active = None
             raise
         try:
             _write(fd, segment.pack_header(self._sink, created_ns), 0)
-            os.fsync(self._lane.fd)
+            os.fsync(self._lanes.fd)
         except OSError:
             os.close(fd)
-            self._unlink(name)
+            self._lanes.unlink(name)
             raise
         with self._lock:
             self._bytes += segment.HEADER_BYTES
@@ -294,10 +287,9 @@ class Spool:
 
     def _check_room(self, size: int) -> None:
         """Raise OSError where so much more would pass a limit."""
-        assert self._lane is not None
         if self._bytes + self._foreign_bytes + size > self._most_bytes:
             raise OSError(errno.EDQUOT, "limit reached")
-        space = os.fstatvfs(self._lane.fd)
+        space = os.fstatvfs(self._lanes.fd)
         keep = min(KEEP_FREE, space.f_blocks * space.f_frsize // KEEP_FREE_PART)
         if space.f_bavail * space.f_frsize < size + keep:
             raise OSError(errno.ENOSPC, "disk full")
@@ -321,21 +313,21 @@ class Spool:
             if not self._entries:
                 return []
             file = self._entries[0].file
-        attempts = self._attempts(file)
+        attempts = self._lanes.load_ack(file.name)[1]
         if attempts >= ATTEMPTS:
             return []
         # A crash from here on counts as an attempt. After one, frames are read one by one: which is it?
-        self._save_ack(file, attempts + 1)
+        self._lanes.save_ack(file.name, file.settled, attempts + 1)
         try:
             records = self._read(1 if attempts else most_records, most_bytes)
-        except segment.Damaged:
+        except segment.DamagedFrame:
             log.warning("a frame of %s is damaged", file.name)
-            self._save_ack(file, ATTEMPTS)
+            self._lanes.save_ack(file.name, file.settled, ATTEMPTS)
             return []
         except OSError as error:
             log.warning("cannot read %s: %s", file.name, _name(error))
             return []
-        self._save_ack(file, attempts=0)
+        self._lanes.save_ack(file.name, file.settled, 0)
         return records
 
     def _read(self, most_records: int, most_bytes: int) -> list[Record]:
@@ -352,7 +344,7 @@ class Spool:
                 break
             try:
                 found = self._decode(entry)
-            except (segment.Damaged, OSError):
+            except (segment.DamagedFrame, OSError):
                 if not records:
                     raise
                 break  # what is before goes first
@@ -369,15 +361,15 @@ class Spool:
                 return found
             if self._now_ns() - entry.file.created_ns > self._most_ns:
                 reason = "expired"
-            elif self._attempts(entry.file) >= ATTEMPTS:
+            elif self._lanes.load_ack(entry.file.name)[1] >= ATTEMPTS:
                 reason = "corrupt"
-                self._set_aside(entry.file)
+                self._lanes.set_aside(entry.file.name)
             else:
                 return found
             found = True
-            self.settle(entry.waiting, dict.fromkeys(range(entry.waiting), reason))
+            self.mark_settled(entry.waiting, dict.fromkeys(range(entry.waiting), reason))
 
-    def settle(self, count: int, dropped: Mapping[int, str] = MappingProxyType({})) -> None:
+    def mark_settled(self, count: int, dropped: Mapping[int, str] = MappingProxyType({})) -> None:
         """
         Say that the first records are done with.
 
@@ -402,7 +394,8 @@ class Spool:
                 if not entry.waiting:
                     self._pop()
             if self._entries:
-                self._save_ack(self._entries[0].file, 0)
+                file = self._entries[0].file
+                self._lanes.save_ack(file.name, file.settled, 0)
 
     def collect(self) -> list[Done]:
         """Return what is out of the spool since the last call; remove the active file if that is empty."""
@@ -428,45 +421,19 @@ class Spool:
         self._unsynced.discard(file)
         self._bytes -= file.size
         file.close()
-        self._unlink(file.name)
-        self._unlink(_ack_name(file.name))
+        self._lanes.unlink(file.name)
+        self._lanes.unlink(ack_name(file.name))
         return True
 
     def _decode(self, entry: _Entry) -> list[Record]:
         if entry.file.reader < 0:
-            entry.file.reader = self._open_file(entry.file.name, os.O_RDONLY)
+            entry.file.reader = self._lanes.open_file(entry.file.name, os.O_RDONLY)
         return segment.decode(entry.file.reader, self._sink, entry.frame)
 
     def _now_ns(self) -> int:
         return time.monotonic_ns() + self._clock_ns
 
-    # ---- progress ------------------------------------------------------------------------------------------
-
-    def _attempts(self, file: _File) -> int:
-        return self._load_ack(file.name)[1]
-
-    def _load_ack(self, name: str) -> tuple[int, int]:
-        try:
-            fd = self._open_file(_ack_name(name), os.O_RDONLY)
-        except OSError:
-            return 0, 0
-        try:
-            return segment.unpack_ack(os.read(fd, segment.ACK_BYTES + 1))
-        except OSError:
-            return 0, 0
-        finally:
-            os.close(fd)
-
-    def _save_ack(self, file: _File, attempts: int) -> None:
-        """Write how far a file is settled. Where that fails, a crash costs duplicates."""
-        with suppress(OSError):
-            fd = self._open_file(_ack_name(file.name), os.O_WRONLY | os.O_CREAT)
-            try:
-                os.pwrite(fd, segment.pack_ack(file.settled, attempts), 0)
-            finally:
-                os.close(fd)
-
-    # ---- lanes ---------------------------------------------------------------------------------------------
+    # ---- what others have left -----------------------------------------------------------------------------
 
     def adopt(self, within: float = 0.0) -> None:
         """
@@ -477,74 +444,30 @@ class Spool:
         """
         deadline = time.monotonic() + within
         with suppress(OSError):
-            if self._lane is None:
+            if not self._lanes.held:
                 self._open(create=False)
-            while self._lane is not None and self._adopt_all() and time.monotonic() < deadline:
+            while self._lanes.held and self._adopt_all() and time.monotonic() < deadline:
                 time.sleep(0.01)
 
     def _open(self, create: bool) -> None:
-        """Open the sink's directory, take the first lane that is free, and look into all."""
-        if self._top is None:
-            self._top = open_own(self.base, self.sink, create)
-            if create:
-                _sync_directory(self.base)
-        for number in range(LANES):
-            lane = open_own(self._top.path, str(number), create=True)
-            lock = lane.try_lock()
-            if lock is not None:
-                break
-            lane.close()
-        else:
-            raise OSError(errno.EBUSY, "too many exporters")
-        _ring.close_in_child(lock)
-        os.fsync(self._top.fd)
-        self._lane, self._lane_lock = lane, lock
+        """Take a lane, and look into all."""
+        self._lanes.open(create)
         self._find_files()
         self.adopt(ADOPT_WITHIN)
 
     def _adopt_all(self) -> bool:
         """Take over what can be had; return whether there is more in lanes that others hold."""
         held = False
-        for lane in self._other_lanes():
-            try:
-                held |= self._adopt_lane(lane)
-            finally:
-                lane.close()
+        for taken in self._lanes.adopt():
+            if taken:
+                self._find_files()
+            else:
+                held = True
         return held
-
-    def _other_lanes(self) -> Iterator[OwnDir]:
-        assert self._top is not None
-        assert self._lane is not None
-        mine = os.fstat(self._lane.fd)
-        for name in os.listdir(self._top.fd):
-            if name.isdigit():
-                with suppress(RingDirError):
-                    lane = open_own(self._top.path, name, create=False)
-                    if os.path.samestat(os.fstat(lane.fd), mine):
-                        lane.close()
-                    else:
-                        yield lane
-
-    def _adopt_lane(self, lane: OwnDir) -> bool:
-        assert self._lane is not None
-        names = [name for name in os.listdir(lane.fd) if name.endswith(SEGMENT)]
-        lock = lane.try_lock() if names else None
-        if lock is None:
-            return bool(names)
-        try:
-            for name in names:
-                for each in (_ack_name(name), name):
-                    with suppress(FileNotFoundError):
-                        os.rename(each, each, src_dir_fd=lane.fd, dst_dir_fd=self._lane.fd)
-        finally:
-            os.close(lock)
-        self._find_files()
-        return False
 
     def _find_files(self) -> None:
         """Look for segments in the lane that are not known yet."""
-        assert self._lane is not None
-        names = set(os.listdir(self._lane.fd))
+        names = set(os.listdir(self._lanes.fd))
         known = {entry.file.name for entry in self._entries}
         if self._active is not None:
             known.add(self._active.name)
@@ -552,7 +475,7 @@ class Spool:
             if name.endswith(SEGMENT) and name not in known:
                 self._find_frames(name)
             elif name.endswith(ACK) and name.replace(ACK, SEGMENT) not in names:
-                self._unlink(name)
+                self._lanes.unlink(name)
 
     def _find_frames(self, name: str) -> None:
         """Look into a file; one that cannot be read counts as damaged, and the next look may find more."""
@@ -569,7 +492,7 @@ class Spool:
             return
         if damaged:
             self.damaged = True
-            self._set_aside(file)
+            self._lanes.set_aside(name)
         with self._lock:
             file.frames = len(entries)
             self._bytes += file.size
@@ -579,12 +502,12 @@ class Spool:
 
     def _scan(self, name: str) -> tuple[_File, list[_Entry], bool]:
         """Return a file, its frames that are not settled, and whether there is damage."""
-        fd = self._open_file(name, os.O_RDWR)
+        fd = self._lanes.open_file(name, os.O_RDWR)
         try:
             found = os.fstat(fd)
             made = segment.created_ns(os.pread(fd, segment.HEADER_BYTES, 0), self._sink)
             file = _File(name, -1, made or found.st_mtime_ns, found.st_size)
-            file.settled = self._load_ack(name)[0]
+            file.settled = self._lanes.load_ack(name)[0]
             entries, whole, end = [], segment.HEADER_BYTES, segment.HEADER_BYTES
             for frame in segment.frames(fd, self._sink):
                 whole += frame.size
@@ -601,47 +524,6 @@ class Spool:
             log.warning("%s is damaged: %d bytes are skipped", name, file.size - whole)
         return file, entries, damaged
 
-    def _measure_others(self) -> int:
-        """Return the bytes in other lanes."""
-        total = 0
-        for lane in self._other_lanes():
-            with suppress(OSError):
-                total += sum(entry.stat().st_size for entry in os.scandir(lane.fd))
-            lane.close()
-        return total
-
-    # ---- files ---------------------------------------------------------------------------------------------
-
-    def _open_file(self, name: str, flags: int) -> int:
-        assert self._lane is not None
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._lane.fd)
-
-    def _unlink(self, name: str) -> None:
-        if self._lane is not None:
-            with suppress(OSError):
-                self._lane.unlink(name)
-
-    def _set_aside(self, file: _File) -> None:
-        """Keep a copy of a damaged file to be looked at, and of all such copies the last few."""
-        if self._top is None or self._lane is None:
-            return
-        with suppress(OSError):
-            aside = open_own(self._top.path, ASIDE, create=True)
-            try:
-                with suppress(FileExistsError):
-                    os.link(file.name, file.name, src_dir_fd=self._lane.fd, dst_dir_fd=aside.fd)
-                _keep_last(aside, ASIDE_BYTES)
-            finally:
-                aside.close()
-
-    def _forget_lane(self) -> None:
-        """Take another lane next time; what could still be read of this one is gone."""
-        assert self._lane is not None
-        _ring.keep_in_child(self._lane_lock)
-        os.close(self._lane_lock)
-        self._lane.close()
-        self._lane, self._active, self._top = None, None, None
-
     def close(self) -> None:
         """Close all files. For a forked child, too: takes no lock, and the core has closed the lane's."""
         for file in {entry.file for entry in self._entries}:
@@ -649,15 +531,7 @@ class Spool:
         if self._active is not None:
             self._active.close()
             self._active = None
-        if self._lane is not None:
-            if self._forks == _ring.forks():
-                _ring.keep_in_child(self._lane_lock)
-                os.close(self._lane_lock)
-            self._lane.close()
-            self._lane = None
-        if self._top is not None:
-            self._top.close()
-            self._top = None
+        self._lanes.close()
 
 
 def open_spools(
@@ -698,28 +572,8 @@ def _name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, "I/O error")
 
 
-def _ack_name(name: str) -> str:
-    return f"{name.removesuffix(SEGMENT)}{ACK}"
-
-
 def _write(fd: int, data: bytes | bytearray, offset: int) -> None:
     view = memoryview(data)
     while view:  # a full disk takes what fits, and says why at the next attempt
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _keep_last(directory: OwnDir, most_bytes: int) -> None:
-    """Remove the oldest files of a directory until the others are within a limit."""
-    for name in sorted(os.listdir(directory.fd), reverse=True):
-        most_bytes -= os.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_size
-        if most_bytes < 0:
-            directory.unlink(name)

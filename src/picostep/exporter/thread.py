@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 
 from picostep._ring import RingReader
 from picostep.errors import ConfigError
-from picostep.exporter.loop import Exporter
+from picostep.exporter.build import Limits, open_exporter, wait_for_lock
 from picostep.exporter.rings import tell_hosts
-from picostep.exporter.spool import open_spools
-from picostep.exporter.stages import preparation
 from picostep.ringdir import open_dir
 from picostep.sinks import open_sinks
 
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from picostep._ring import HostRing
+    from picostep.exporter.loop import Exporter
     from picostep.ringdir import RingDir
     from picostep.settings.destination import Destination
     from picostep.settings.table import Settings
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["export_private", "export_shared"]
 
 BREAK_EVERY = 0.0003  # seconds of work between breaks in which the host's threads get the GIL
-LOCK_EVERY = 0.5  # seconds between attempts to become the exporter
 RESTART_AFTER = 1.0  # seconds
 
 log = logging.getLogger(__name__)
@@ -53,7 +51,8 @@ def export_private(ring: HostRing, destination: Destination, settings: Settings)
 def export_shared(path: str, destination: Destination, settings: Settings) -> None:
     """Export the rings of a directory, for good, from the moment when no other exporter does."""
     directory = open_dir(os.path.dirname(path), os.path.basename(path), create=True)
-    lock = _wait_for_lock(directory)
+    lock = wait_for_lock(directory, threading.Event())
+    assert lock is not None  # nobody sets that event
     release = partial(os.close, lock)
     _held.append(release)
     try:
@@ -74,15 +73,13 @@ def _exporter(
     settings: Settings,
     rings: Sequence[RingReader] = (),
 ) -> Exporter:
-    return Exporter(
+    return open_exporter(
         directories,
         sinks,
+        destination,
+        Limits.of(settings),
         stop=threading.Event(),  # never set: the thread ends with the process
-        prepare=preparation(destination),
-        spools=open_spools(destination, settings.spool, settings.spool_bytes, settings.spool_age),
         rings=rings,
-        batch_records=settings.batch_records,
-        batch_bytes=settings.batch_bytes,
         break_every=BREAK_EVERY,
     )
 
@@ -96,14 +93,6 @@ def _run_for_good(make: Callable[[], Exporter]) -> None:
             exporter.run()
         _held.remove(exporter.close)
         time.sleep(RESTART_AFTER)
-
-
-def _wait_for_lock(directory: RingDir) -> int:
-    # Not by a call that blocks: a process forked meanwhile would share the descriptor, and so the lock to
-    # come.
-    while (lock := directory.try_lock()) is None:
-        time.sleep(LOCK_EVERY)
-    return lock
 
 
 def _forget_parent() -> None:

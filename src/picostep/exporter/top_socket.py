@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from picostep.payload import Record
     from picostep.ringdir import RingDir
 
-__all__ = ["Live", "NoAnswer", "ask"]
+__all__ = ["NoAnswer", "TopSocket", "ask"]
 
 NAME = "metrics"
 _FORMAT = 1
@@ -31,7 +31,7 @@ _AGAIN = 1.0  # seconds, where a connection cannot be taken
 log = logging.getLogger(__name__)
 
 
-class Live:
+class TopSocket:
     """
     Sends everybody who connects all sums since it was asked first, and counts as long as somebody asks.
 

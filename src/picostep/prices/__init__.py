@@ -1,8 +1,8 @@
 """
 What a step cost: the built-in price table, prices of the user's own, and exact amounts.
 
-A cost is a whole number of pico-dollars (1e-12 USD). docs/prices.md has the rules; nothing here uses the
-network, and importing this package loads neither the table nor genai-prices.
+A cost is a whole number of pico-dollars (1e-12 USD). docs/reference/prices.md has the rules; nothing here
+uses the network, and importing this package loads neither the table nor genai-prices.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def explain(model: str, **arguments: Any) -> dict[str, Any]:
 
     Returns:
         A dict of plain values (str, int, None, lists and dicts of these), for JSON or for people;
-        docs/prices.md lists its keys.
+        docs/reference/prices.md lists its keys.
     """
     from picostep.prices.explanation import explain as explained
 
@@ -189,7 +189,7 @@ def user_cost_pico(amount: int | float | Decimal | str) -> int:
 
         ArgumentError: It is not a number, not finite, negative, or 1e15 or more.
     """
-    from picostep.prices.amounts import pico_rounded
+    from picostep.amounts import pico_rounded
 
     return pico_rounded(amount)
 

@@ -6,9 +6,10 @@ from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
 from picostep._cost import Cost, PriceTable
+from picostep.amounts import usd
 from picostep.prices import builtin, price
-from picostep.prices.amounts import usd
-from picostep.prices.overrides import KEYS, MILLION, Overrides, describe
+from picostep.prices.overrides import Overrides, describe
+from picostep.settings.prices import KEYS, MILLION
 
 __all__ = ["explain", "row_text"]
 

@@ -1,4 +1,4 @@
-"""Prices of the user's own, from code or from a file. They win over the price table."""
+"""Prices of the user's own, from code or from a file: they win over the price table."""
 
 from __future__ import annotations
 
@@ -7,22 +7,11 @@ from hashlib import blake2b
 from typing import Any
 
 from picostep._cost import Cost, check_tokens
-from picostep.errors import ArgumentError, ArgumentTypeError, ConfigError
-from picostep.prices.amounts import in_pico, usd
-from picostep.settings.files import read
+from picostep.amounts import usd
+from picostep.errors import ArgumentTypeError
+from picostep.settings.prices import KEYS, MILLION, Plain, from_file, plain
 
-__all__ = ["Override", "Overrides"]
-
-MILLION = 1_000_000
-KEYS = ("input", "cached_input", "cache_write", "cache_write_1h", "output", "reasoning", "request")
-_FALLBACK = {
-    "cached_input": "input",
-    "cache_write": "input",
-    "cache_write_1h": "cache_write",
-    "reasoning": "output",
-}
-
-Plain = tuple[tuple[str | int, ...], ...]
+__all__ = ["Override", "Overrides", "describe"]
 
 
 class Override:
@@ -103,17 +92,7 @@ class Overrides:
     __slots__ = ("_prices", "id")
 
     def __init__(self, prices: Mapping[str | tuple[str, str], Mapping[str, Any]]) -> None:
-        if not isinstance(prices, Mapping):
-            raise ConfigError(f"prices must be a mapping or a file's name, not {type(prices).__name__}")
-        rows = []
-        for key, rates in prices.items():
-            if isinstance(key, str):
-                rows.append(_row("", key, rates))
-            elif isinstance(key, tuple) and len(key) == 2 and all(isinstance(part, str) for part in key):
-                rows.append(_row(key[0], key[1], rates))
-            else:
-                raise ConfigError(f"prices: a key must be a model or (provider, model), got {key!r}")
-        self._fill(rows)
+        self._fill(plain(prices))
 
     @classmethod
     def from_file(cls, path: str) -> Overrides:
@@ -126,44 +105,26 @@ class Overrides:
         Raises:
             ConfigError: The file cannot be read, or something in it cannot be used. It names the file.
         """
-        content = read(path, "prices")
-        rows = []
-        try:
-            for kind, entries in content.items():
-                if kind not in ("model", "provider"):
-                    raise ConfigError(
-                        f'prices: {kind!r} is not known: there are [model."NAME"] and [provider."P"."NAME"]'
-                    )
-                for name, entry in _mapping(entries, kind).items():
-                    if kind == "model":
-                        rows.append(_row("", name, entry))
-                    else:
-                        rows += [_row(name, model, rates) for model, rates in _mapping(entry, name).items()]
-            overrides = cls.__new__(cls)
-            overrides._fill(rows)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-        return overrides
+        return cls.from_plain(from_file(path))
 
     @classmethod
-    def from_plain(cls, plain: Iterable[Iterable[Any]]) -> Overrides:
+    def from_plain(cls, rows: Iterable[Iterable[Any]]) -> Overrides:
         """Make the overrides of which `plain()` was taken."""
         overrides = cls.__new__(cls)
-        overrides._fill([tuple(row) for row in plain])
+        overrides._fill(rows)
         return overrides
 
     def plain(self) -> Plain:
         """Return the content as tuples of str and int, which every serializer can write."""
         return tuple((entry.provider, entry.model, *entry.rates) for entry in self._prices.values())
 
-    def _fill(self, rows: list[tuple[Any, ...]]) -> None:
-        rows.sort(key=lambda row: row[:2])
-        self.id = blake2b(repr(rows).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
-        self._prices: dict[tuple[str, str], Override] = {}
-        for provider, model, *rates in rows:
-            if (provider, model) in self._prices:
-                raise ConfigError(f"prices: {model!r} is there twice")
-            self._prices[provider, model] = Override(provider, model, tuple(rates), self.id)
+    def _fill(self, rows: Iterable[Iterable[Any]]) -> None:
+        settled = [tuple(row) for row in rows]
+        self.id = blake2b(repr(settled).encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+        self._prices = {
+            (provider, model): Override(provider, model, tuple(rates), self.id)
+            for provider, model, *rates in settled
+        }
 
     def find(self, model: str, provider: str | None = None) -> Override | None:
         """
@@ -206,41 +167,6 @@ class Overrides:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Overrides.from_plain, (self.plain(),)
-
-
-def _row(provider: str, model: str, rates: object) -> tuple[str | int, ...]:
-    """Check one price; return provider, model and the seven rates."""
-    name = f"{provider}/{model}" if provider else model
-    if not model:
-        raise ConfigError("prices: a model needs a name")
-    given = _mapping(rates, name)
-    for key in given:
-        if key not in KEYS:
-            raise ConfigError(f"prices[{name!r}]: {key!r} is not known; there are {', '.join(KEYS)}")
-    for key in ("input", "output"):
-        if key not in given:
-            raise ConfigError(f"prices[{name!r}]: {key!r} is missing (0 if there is no charge)")
-    found: dict[str, int] = {"request": 0}
-    for key in KEYS:
-        if key in given:
-            try:
-                found[key] = in_pico(
-                    given[key], 1 if key == "request" else MILLION, f"prices[{name!r}][{key!r}]"
-                )
-            except (ArgumentError, ArgumentTypeError) as error:
-                raise ConfigError(str(error)) from None
-        elif key in _FALLBACK:
-            found[key] = found[_FALLBACK[key]]
-    return (provider.lower().strip(), model.lower(), *(found[key] for key in KEYS))
-
-
-def _mapping(value: object, name: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"prices[{name!r}] must be a mapping, not {type(value).__name__}")
-    for key in value:
-        if not isinstance(key, str):
-            raise ConfigError(f"prices[{name!r}]: a key must be str, got {key!r}")
-    return value
 
 
 def describe(entry: Override) -> dict[str, str]:

@@ -2,8 +2,8 @@
 From the name of a model to its place in the price table.
 
 The rules are those of the table's source, evaluated in its order: a name resolves to what genai-prices would
-find, or, where that finds nothing, by one of the few spellings listed in docs/prices.md. Nothing is guessed:
-a name that no rule covers is unknown.
+find, or, where that finds nothing, by one of the few spellings listed in docs/reference/prices.md. Nothing is
+guessed: a name that no rule covers is unknown.
 
 Only the standard library is needed. The rules of a provider are read when the first name is looked up there.
 """

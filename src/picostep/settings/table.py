@@ -324,12 +324,12 @@ def _spool(value: object, name: str) -> str:
 def _prices(value: object, name: str) -> tuple[tuple[str | int, ...], ...]:
     if value is None:
         return ()
-    from picostep.prices.overrides import Overrides
+    from picostep.settings import prices
 
     try:
         if isinstance(value, (str, PathLike)):
-            return Overrides.from_file(_path(value, name)).plain()
-        return Overrides(value).plain()  # type: ignore[arg-type]
+            return prices.from_file(_path(value, name))
+        return prices.plain(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 

@@ -179,7 +179,7 @@ def _stdout(rest: str, destination: Destination) -> Sink:
 
 
 def _store(path: str, destination: Destination) -> Sink:
-    from picostep.store.write import StoreSink
+    from picostep.sinks.store import StoreSink
 
     return StoreSink(path)
 

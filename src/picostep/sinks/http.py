@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-__all__ = ["HEADERS", "Answer", "Client", "checked_url", "judge"]
+__all__ = ["HEADERS", "Client", "Reply", "judge"]
 
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "picostep"}
 
@@ -51,7 +51,7 @@ _FAILURES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """
     What a server answered.
 
@@ -87,7 +87,7 @@ class Client:
         if authorities is not None:
             _check_authorities(authorities)
 
-    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Reply:
         """Return the answer, whatever its status; raises RetryLater when there is none."""
         failure = None
         try:
@@ -108,7 +108,7 @@ class Client:
         # Raised out here: the exception above names the URL, and would be the context of this one.
         if failure is not None:
             raise RetryLater(failure)
-        return Answer(response.status, _retry_after(response.headers.get("Retry-After", "")), received)
+        return Reply(response.status, _retry_after(response.headers.get("Retry-After", "")), received)
 
     def close(self) -> None:
         for manager in self._managers.values():
@@ -121,24 +121,13 @@ class Client:
         return self._managers[proxy]
 
 
-def judge(answer: Answer, never: frozenset[int]) -> None:
+def judge(reply: Reply, never: frozenset[int]) -> None:
     """Return for a 2xx; raises Rejected for a status of `never`, RetryLater for the others."""
-    if 200 <= answer.status < 300:
+    if 200 <= reply.status < 300:
         return
-    if answer.status in never:
-        raise Rejected(f"http {answer.status}")
-    raise RetryLater(f"http {answer.status}", answer.after if answer.status in _BUSY else None)
-
-
-def checked_url(url: str | None, needed_by: str) -> str:
-    """Return a URL that a request can be sent to; raises ConfigError, without the URL, for any other."""
-    try:
-        parts = urllib3.util.parse_url(url or "")
-    except exceptions.LocationParseError:
-        parts = urllib3.util.Url()
-    if url is None or parts.scheme not in ("http", "https") or not parts.host:
-        raise ConfigError(f"{needed_by} needs http(s) URLs")
-    return url
+    if reply.status in never:
+        raise Rejected(f"http {reply.status}")
+    raise RetryLater(f"http {reply.status}", reply.after if reply.status in _BUSY else None)
 
 
 def _finish(response: urllib3.BaseHTTPResponse) -> bytes:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from picostep.errors import ConfigError
 from picostep.payload import encode, encode_each, encode_priced
+from picostep.settings.urls import checked_key, endpoint
 from picostep.sinks import Undelivered
-from picostep.sinks.http import HEADERS, Client, checked_url, judge
+from picostep.sinks.http import HEADERS, Client, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,13 +38,15 @@ class TccSink:
     """
 
     def __init__(self, destination: Destination) -> None:
+        if not destination.api_key:
+            raise ConfigError("sink tcc needs an API key: set TCC_API_KEY or pass api_key")
         self._headers = {
             **HEADERS,
-            "Authorization": f"Bearer {_checked_key(destination.api_key)}",
+            "Authorization": f"Bearer {checked_key(destination.api_key, 'the key of sink tcc')}",
             "Content-Type": "application/json",
         }
-        self._url = checked_url(destination.url, "sink tcc")
-        self._feedback_url = checked_url(destination.feedback_url, "sink tcc")
+        self._url = endpoint(destination.url, "the URL of sink tcc")
+        self._feedback_url = endpoint(destination.feedback_url, "the URL for feedback of sink tcc")
         self._client = Client()
         self._encode = encode_priced if destination.send_computed_cost else encode
 
@@ -61,8 +64,8 @@ class TccSink:
         unencodable: dict[int, str] = {}
         for first, url, body in self._requests(records, unencodable):
             try:
-                answer = self._client.post(url, self._headers, body)
-                judge(answer, _NEVER | _NO_FEEDBACK if url == self._feedback_url else _NEVER)
+                reply = self._client.post(url, self._headers, body)
+                judge(reply, _NEVER | _NO_FEEDBACK if url == self._feedback_url else _NEVER)
             except Undelivered as said:
                 said.delivered = first
                 said.unencodable = {index: why for index, why in unencodable.items() if index < first}
@@ -89,14 +92,3 @@ def _body(encoded: list[bytes]) -> bytes:
     if len(encoded) == 1:
         return encoded[0]
     return b'{"type":"batch","items":[' + b",".join(encoded) + b"]}"
-
-
-def _checked_key(key: str | None) -> str:
-    if not key:
-        raise ConfigError("sink tcc needs an API key: set TCC_API_KEY or pass api_key")
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            "the API key (TCC_API_KEY or api_key) holds characters that an HTTP header cannot carry, "
-            "such as a line break"
-        )
-    return key

@@ -1,1 +1,1 @@
-"""The local store: one SQLite file; docs/store.md describes it."""
+"""The local store: one SQLite file; docs/reference/store.md describes it."""

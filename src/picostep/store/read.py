@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from picostep.payload import well_formed
-from picostep.store.write import TABLES, StoreError, check_version, identity, is_empty
+from picostep.record import TABLES, Kind, fields_of
+from picostep.store.file import identity
+from picostep.store.schema import COLUMNS, StoreError, check_version, is_empty, missing_columns
 
 __all__ = [
+    "TOKENS",
     "AmbiguousRun",
     "CostLine",
     "CostReport",
@@ -32,7 +35,7 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-"""A row of a table, by column name."""
+"""A row of a table, by column name: every column that picostep knows, and no other."""
 
 GroupBy = Literal["model", "day", "session", "run", "status"]
 """What the lines of a cost report are for; `status` is the step's `cost_status`."""
@@ -43,7 +46,7 @@ _MAX_CANDIDATES = 10
 
 
 class NoStore(StoreError):
-    """There is no file at that path, or nothing in it yet."""
+    """There is no file at that path, or no table in it yet."""
 
 
 class AmbiguousRun(StoreError):
@@ -127,6 +130,12 @@ class CostLine:
     reasoning_tokens: int | None
 
 
+TOKENS = tuple(
+    each.name for each in fields_of("step") if each.form == "count" and each.name in CostLine.__annotations__
+)
+"""The counts that are summed up."""
+
+
 @dataclass(frozen=True)
 class CostReport:
     """
@@ -150,7 +159,7 @@ class Cursor:
     """How far a reader has come: the file it read, and the last row seen in each table."""
 
     file: tuple[int, int] | None = None
-    last: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
+    last: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
 
 
 class StoreReader:
@@ -179,7 +188,7 @@ class StoreReader:
 
             open: Whether to list runs that have not.
         """
-        with self._connect() as connection:
+        with self._connect() as (connection, _):
             rows: list[Row] = []
             if ended:
                 rows += _select(connection, _ENDED_RUNS, (status, status, limit))
@@ -195,12 +204,12 @@ class StoreReader:
         Raises:
             AmbiguousRun: Several run ids begin with `prefix`.
         """
-        with self._connect() as connection:
+        with self._connect() as (connection, whole):
             run_id = _find(connection, well_formed(prefix))
             if run_id is None:
                 return None
-            runs = _select(connection, "SELECT * FROM runs WHERE run_id = ?", (run_id,))
-            parts = _parts(connection, run_id, _WHOLE)
+            runs = _select(connection, f"SELECT {whole['runs']} FROM runs WHERE run_id = ?", (run_id,))
+            parts = _parts(connection, run_id, whole)
         run = runs[0] if runs else None
         return RunDetail(_summary(run or {"run_id": run_id}, *parts), run, *parts)
 
@@ -213,7 +222,7 @@ class StoreReader:
 
             since_ns: Only steps that began then or later, Unix nanoseconds.
         """
-        with self._connect() as connection:
+        with self._connect() as (connection, _):
             connection.create_aggregate("exact_sum", 1, _ExactSum)  # type: ignore[arg-type]
             lines = [_cost_line(row) for row in _select(connection, _costs_query(by), (since_ns,))]
             unpriced = connection.execute(_UNPRICED, (since_ns,)).fetchall()
@@ -239,20 +248,28 @@ class StoreReader:
     def _rows(self, cursor: Cursor, limit: int) -> tuple[list[Row], Cursor]:
         """Read what each table has behind the cursor: its latest `limit` rows, or all if that is negative."""
         found: list[Row] = []
-        with self._connect() as connection:
+        with self._connect() as (connection, whole):
             file = identity(self.path.stat())
             reached = {kind: _newest(connection, table) for kind, table in TABLES.items()}
             # A new file may have the inode of the deleted one, but it has fewer rows.
             same = cursor.file == file and all(reached[kind] >= cursor.last[kind] for kind in TABLES)
             last = cursor.last if same else Cursor().last
             for kind, table in TABLES.items():
-                query = f"SELECT '{kind}' AS type, * FROM {table} WHERE rowid > ? ORDER BY rowid DESC LIMIT ?"
+                query = (
+                    f"SELECT '{kind}' AS type, {whole[table]} FROM {table} "
+                    "WHERE rowid > ? ORDER BY rowid DESC LIMIT ?"
+                )
                 found += _select(connection, query, (last[kind], limit))
         return sorted(found, key=_completed), Cursor(file, reached)
 
     @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        """Open the store for one consistent view of it."""
+    def _connect(self) -> Iterator[tuple[sqlite3.Connection, dict[str, str]]]:
+        """
+        Open the store for one consistent view of it.
+
+        Returns:
+            A connection, and what to select of each table for all columns.
+        """
         if not self.path.exists():
             raise NoStore(f"there is no store at {self.path}")
         try:
@@ -261,9 +278,18 @@ class StoreReader:
                 if self._is_empty(connection):  # its exporter is about to create the tables
                     raise NoStore(f"there is nothing in {self.path} yet")
                 check_version(connection, self.path)
-                yield connection
+                yield connection, {table: self._whole(connection, table) for table in COLUMNS}
         except sqlite3.Error as error:
             raise StoreError(f"cannot read {self.path}: {error}") from error
+
+    def _whole(self, connection: sqlite3.Connection, table: str) -> str:
+        """Return what to select of a table; a file that nobody has brought up to date may lack columns."""
+        missing = missing_columns(connection, self.path, table)
+        if len(missing) == len(COLUMNS[table]):
+            raise NoStore(f"{self.path} has no table {table} yet: it is made with the next record")
+        return ", ".join(
+            f"NULL AS {column.name}" if column in missing else column.name for column in COLUMNS[table]
+        )
 
     def _is_empty(self, connection: sqlite3.Connection) -> bool:
         try:
@@ -310,17 +336,8 @@ WHERE run_id NOT IN (SELECT run_id FROM runs) GROUP BY run_id ORDER BY min(start
 """
 """Answered from indexes alone: a store of many gigabytes is listed without visiting its rows."""
 
-_TOKENS = (
-    "prompt_uncached_tokens",
-    "prompt_cached_tokens",
-    "cache_write_tokens",
-    "completion_tokens",
-    "reasoning_tokens",
-)
-
-_WHOLE = {"steps": "*", "tool_calls": "*", "feedback": "*"}
 _BRIEF = {
-    "steps": f"start_ns, end_ns, status_code, {', '.join(_TOKENS)}, cost_pico, "
+    "steps": f"start_ns, end_ns, status_code, {', '.join(TOKENS)}, cost_pico, "
     f"substr(prompt, 1, {_PREVIEW}) AS prompt",
     "tool_calls": "start_ns, end_ns, status_code",
     "feedback": "time_ns",
@@ -343,7 +360,7 @@ WHERE cost_pico IS NULL AND start_ns >= ? GROUP BY 1 ORDER BY 2 DESC, 1
 def _costs_query(by: GroupBy) -> str:
     # An index by run or model would have the whole table visited in random order.
     source = "steps LEFT JOIN runs USING (run_id)" if by == "session" else "steps"
-    sums = ", ".join(f"exact_sum({column}) AS {column}" for column in ("cost_pico", *_TOKENS))
+    sums = ", ".join(f"exact_sum({column}) AS {column}" for column in ("cost_pico", *TOKENS))
     return f"""
         SELECT {_COST_KEYS[by]} AS "key", {"provider" if by == "model" else "NULL"} AS provider,
                count(*) AS steps, sum(cost_pico IS NULL) AS unpriced_steps, {sums}
@@ -424,7 +441,7 @@ def _summary(run: Row, steps: list[Row], tool_calls: list[Row], feedback: list[R
         failed_steps=_failed(steps),
         tool_calls=len(tool_calls),
         failed_tool_calls=_failed(tool_calls),
-        **{name: _sum(step[name] for step in steps) for name in _TOKENS},
+        **{name: _sum(step[name] for step in steps) for name in TOKENS},
         cost_pico=_sum(step["cost_pico"] for step in steps),
         unpriced_steps=sum(step["cost_pico"] is None for step in steps),
         prompt=prompt and prompt[:_PREVIEW],
@@ -442,7 +459,7 @@ def _sum(values: Iterable[int | str | None]) -> int | None:
 
 
 def _cost_line(row: Row) -> CostLine:
-    sums = {name: None if row[name] is None else int(row[name]) for name in ("cost_pico", *_TOKENS)}
+    sums = {name: None if row[name] is None else int(row[name]) for name in ("cost_pico", *TOKENS)}
     return CostLine(**(row | sums))
 
 
@@ -452,7 +469,7 @@ def _together(lines: list[CostLine]) -> CostLine:
         provider=None,
         steps=sum(line.steps for line in lines),
         unpriced_steps=sum(line.unpriced_steps for line in lines),
-        **{name: _sum(getattr(line, name) for line in lines) for name in ("cost_pico", *_TOKENS)},
+        **{name: _sum(getattr(line, name) for line in lines) for name in ("cost_pico", *TOKENS)},
     )
 
 

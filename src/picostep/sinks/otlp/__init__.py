@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from picostep.payload import encode_each
+from picostep.settings.urls import endpoint
 from picostep.sinks import Refused, Undelivered
 from picostep.sinks.otlp import json
 from picostep.sinks.otlp.http import MOST_BYTES, SCOPE, Receiver, TakesProtobuf
@@ -49,7 +50,7 @@ class OtlpSink:
     """
 
     def __init__(self, url: str, destination: Destination) -> None:
-        self._receiver = Receiver(url, destination.otlp, "sink otlp")
+        self._receiver = Receiver(endpoint(url, "the URL of sink otlp"), destination.otlp, "sink otlp")
         self._content = ("content", "off") not in destination.otlp
         self._form = self._chosen_form()
 

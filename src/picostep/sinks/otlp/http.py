@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from picostep import __version__
 from picostep.errors import ConfigError
 from picostep.sinks import RetryLater
-from picostep.sinks.http import HEADERS, Client, checked_url, judge
+from picostep.sinks.http import HEADERS, Client, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,7 +37,7 @@ class Receiver:
         resource: Attributes of what sends.
 
     Args:
-        url: Whole endpoint.
+        url: Whole endpoint, which was checked.
 
         rows: From `picostep.settings.otel.plain()`.
 
@@ -46,7 +46,7 @@ class Receiver:
         prefer_protobuf: Begin with protobuf where the rows leave that open, and its library is there.
 
     Raises:
-        ConfigError: The URL, the file of certificates or the protocol cannot be used.
+        ConfigError: The file of certificates or the protocol cannot be used.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Receiver:
     ) -> None:
         rows = list(rows)
         options = {row[0]: row[1] for row in rows}
-        self._url = checked_url(url, name)
+        self._url = url
         self._headers = {**HEADERS, **{row[1]: row[2] for row in rows if row[0] == "header"}}
         self._gzip = options.get("compression") == "gzip"
         protocol = options.get("protocol")
@@ -92,14 +92,14 @@ class Receiver:
         if self._gzip:
             headers["Content-Encoding"] = "gzip"
             body = gzip.compress(body, 1, mtime=0)
-        answer = self._client.post(self._url, headers, body)
-        if answer.status == _OTHER_FORM and not self.protobuf:
+        reply = self._client.post(self._url, headers, body)
+        if reply.status == _OTHER_FORM and not self.protobuf:
             if not _has_protobuf():
                 raise RetryLater("http 415, and protobuf needs picostep[otlp]")
             self.protobuf = True
             raise TakesProtobuf
-        judge(answer, _NEVER)
-        return answer.body
+        judge(reply, _NEVER)
+        return reply.body
 
     def close(self) -> None:
         self._client.close()

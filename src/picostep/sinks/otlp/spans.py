@@ -1,7 +1,7 @@
 """
 Records as spans, by OpenTelemetry's GenAI conventions (1.41) and, beside them, OpenInference's.
 
-docs/otlp.md has the mapping; `spans_json` and `spans_protobuf` bring spans into the forms that are sent.
+docs/reference/otlp.md has the mapping; `json` and `protobuf` bring spans into the forms that are sent.
 """
 
 from __future__ import annotations
@@ -449,6 +449,9 @@ def _text_part(text: str) -> dict[str, Any]:
 def _dumps(value: Any) -> str:
     """
     Return a value as JSON that any receiver can read and store what it has read.
+
+    Other JSON of records (`payload`, `segment`) keeps lone surrogates and long integers as they are; here
+    they are replaced, as some receivers drop a span that has them.
 
     Raises:
         RecursionError: It has too many levels.

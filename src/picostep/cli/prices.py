@@ -1,4 +1,4 @@
-"""The price table in force, for `picostep price` and `picostep prices`, and how a price comes about."""
+"""The price table in force, how a price comes about, and what `picostep price` and `prices` print of both."""
 
 from __future__ import annotations
 
@@ -9,21 +9,42 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
 
 import picostep.prices
+from picostep.amounts import in_pico
 from picostep.cli.failures import NOT_FOUND, USAGE, Failure
-from picostep.cli.text import exact
+from picostep.cli.screen import HEADING, grid, table
+from picostep.cli.text import clean, count, exact
 from picostep.errors import ArgumentError
 from picostep.prices import PriceTable, PriceTableError, builtin, load
-from picostep.prices.amounts import in_pico
 from picostep.prices.explanation import explain
-from picostep.prices.overrides import KEYS, MILLION, Overrides
+from picostep.prices.overrides import Overrides
 from picostep.ringdir import make_directories
+from picostep.settings.prices import KEYS, MILLION
 from picostep.settings.table import Settings
 from picostep.settings.urls import refreshed_prices
 
-__all__ = ["Part", "Source", "Tables", "explained", "overrides", "parts", "rate_text", "refresh", "tables"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+    from rich.table import Table
+
+__all__ = [
+    "CostPart",
+    "Source",
+    "Tables",
+    "cost_parts",
+    "explained",
+    "overrides",
+    "price_view",
+    "prices_view",
+    "refresh",
+    "tables",
+]
 
 _BUCKETS = (
     "prompt_uncached",
@@ -70,7 +91,7 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Part:
+class CostPart:
     """A part of a cost: so many tokens (or requests) at a rate, both in pico-dollars."""
 
     name: str
@@ -169,7 +190,7 @@ def explained(
     return found | {"counts": {name: counts.get(name, 0) for name in _BUCKETS} if counts else None}
 
 
-def parts(found: dict[str, Any]) -> list[Part]:
+def cost_parts(found: dict[str, Any]) -> list[CostPart]:
     """Take the cost that `explained()` found apart; counts are 0 if it was given none."""
     counts = found["counts"] or dict.fromkeys(_BUCKETS, 0)
     units = {
@@ -184,14 +205,102 @@ def parts(found: dict[str, Any]) -> list[Part]:
     made = []
     for name in KEYS:
         rate = in_pico(found["rates"][name], 1 if name == "request" else MILLION, name)
-        made.append(Part(name, rate, units[name], units[name] * rate))
+        made.append(CostPart(name, rate, units[name], units[name] * rate))
     return made
 
 
-def rate_text(part: Part) -> str:
+def _rate_text(part: CostPart) -> str:
     """Return a rate in US dollars, for a million tokens or one request."""
     return exact(part.rate * (1 if part.name == "request" else MILLION))
 
 
 def _day(timestamp: float) -> str:
     return f"{datetime.fromtimestamp(timestamp, timezone.utc):%Y-%m-%d}"
+
+
+# --- for people --------------------------------------------------------------------------------------------
+
+
+def price_view(found: dict[str, Any], source: Source) -> Iterator[RenderableType]:
+    """Lay out what `explained()` found."""
+    yield Text(clean(found["row"]), style="bold cyan")
+    facts = {"asked": _asked(found)}
+    if found["source"] == "override":
+        facts["source"] = (
+            f"your own prices (overrides {found['table']}), whatever the tier, the time and the length"
+        )
+    else:
+        facts["variant"] = found["variant"]
+        facts["valid"] = _validity(found)
+        facts["length"] = _length(found["tier"], found["tiers"])
+        facts["source"] = f"{found['source']}, table {found['table']}, {_place(source)}"
+    yield grid({name: Text(clean(fact)) for name, fact in facts.items()})
+    yield _rates(found)
+    yield from (Text(f"  {clean(note)}", style="dim") for note in found["notes"])
+
+
+def prices_view(known: Tables, own: Overrides | None) -> Iterator[RenderableType]:
+    """Lay out which price table is in force."""
+    yield Text.assemble(("Price table ", HEADING), (known.in_force.table.id, "bold cyan"))
+    facts = _table_facts(known.in_force) | {"from": _place(known.in_force)}
+    if known.refreshed:
+        built_in = known.built_in
+        facts["instead of"] = (
+            f"the built-in one, {built_in.table.id}: {built_in.table.source}, {built_in.compiled}"
+        )
+    if own is not None:
+        facts["overrides"] = f"{count(len(own))} prices of your own come first (PICOSTEP_PRICES, {own.id})"
+    yield grid({name: Text(clean(fact)) for name, fact in facts.items()})
+
+
+def _table_facts(source: Source) -> dict[str, str]:
+    return {"source": source.table.source, "compiled": source.compiled, "models": str(len(source.table))}
+
+
+def _place(source: Source) -> str:
+    return "built in" if source.path is None else source.path
+
+
+def _asked(found: dict[str, Any]) -> str:
+    named = (("provider", found["provider"]), ("tier", found["service_tier"]))
+    return ", ".join(
+        [
+            found["model"],
+            *(f"{name} {value}" for name, value in named if value is not None),
+            f"at {found['at']}",
+        ]
+    )
+
+
+def _validity(found: dict[str, Any]) -> str:
+    begin, end = found["from"], found["until"]
+    spans = [f"from {begin}" if begin else "", f"until {end}" if end else "", found["daily"] or ""]
+    return ", ".join(filter(None, spans)) or "at any time"
+
+
+def _length(tier: dict[str, int | None], tiers: list[int]) -> str:
+    if not tiers:
+        return "prompts of any length"
+    above = "" if tier["above"] is None else f"more than {tier['above']}"
+    up_to = "" if tier["next"] is None else f"up to {tier['next']}"
+    return f"prompts of {' and '.join(filter(None, (above, up_to)))} tokens"
+
+
+def _rates(found: dict[str, Any]) -> Table:
+    made = table()
+    made.add_column("  RATE")
+    made.add_column("USD / 1M TOKENS", justify="right")
+    if found["counts"]:
+        made.add_column("TOKENS", justify="right")
+        made.add_column("COST", justify="right")
+    for part in cost_parts(found):
+        name = f"  {part.name.replace('_', ' ')}"
+        if part.name == "request":
+            if not part.rate:
+                continue
+            name += " (each)"
+        cells = [str(part.count), exact(part.pico) if part.count else ""] if found["counts"] else []
+        made.add_row(name, _rate_text(part), *cells)
+    if found["counts"]:
+        made.add_row("  total", "", "", exact(found["pico"]), style="bold")
+    return made
