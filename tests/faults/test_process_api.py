@@ -1,4 +1,4 @@
-"""What concerns the whole process, called while other threads record: nothing breaks, nothing is uncounted."""
+"""What concerns the whole process, called while other threads record: nothing breaks, all is counted."""
 
 from __future__ import annotations
 
