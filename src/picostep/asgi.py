@@ -2,8 +2,8 @@
 For ASGI servers: wait, when a worker is told to end, until what it has recorded is delivered.
 
 A process that ends waits by itself, but by `atexit`, and not every server gets that far: uvicorn raises the
-signal again that it was ended by, and gunicorn's uvicorn workers and granian's workers end without. All of them
-run the lifespan protocol (https://asgi.readthedocs.io/en/latest/specs/lifespan.html), which this listens to.
+signal again that it was ended by; gunicorn's uvicorn workers and granian's workers end without. All of them
+run the lifespan protocol (https://asgi.readthedocs.io/en/latest/specs/lifespan.html), and this listens to it.
 """
 
 from __future__ import annotations
