@@ -168,6 +168,13 @@ def chain(session: nox.Session) -> None:
 
 
 @nox.session
+def guides(session: nox.Session) -> None:
+    """The examples of README and docs with the real packages of others that they use."""
+    session.install(".[test]", "anthropic", "fastapi", "openai")
+    session.run("pytest", "-rs", "tests/system/test_docs.py", "tests/system/test_readme.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """What a step costs its caller, beside its baselines, interleaved."""
     session.install(".", "cython", "setuptools")
@@ -222,7 +229,7 @@ def gates(session: nox.Session) -> None:
 
 @nox.session
 def campaign(session: nox.Session) -> None:
-    """The fault tests at full length, and the differential test with many examples: about half an hour."""
+    """The fault tests at full length, and the differential test with many examples: more than an hour."""
     session.install(".[test]")
     session.run(
         "pytest",
@@ -235,7 +242,7 @@ def campaign(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """The fault tests alone, at full length."""
+    """The fault tests alone, at full length: more than an hour."""
     session.install(".[test]")
     session.run(
         "pytest",

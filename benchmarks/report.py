@@ -120,6 +120,7 @@ def peers(result: Result) -> str:
         _METHOD.format(where=where, rounds=result["rounds"], stolen=f"{_stolen(result):.0%}"),
         _targets(result),
     ]
+    parts += ["### In short\n", _in_short(result)]
     for size in sizes:
         parts += [f"### {_spaced(size)}: ns per step\n", _costs(result, size)]
     parts += [_PLOTS, _FOOTPRINT, _footprint(result, sizes), _DELIVERED, _delivered(result, sizes)]
@@ -261,39 +262,70 @@ def _targets(result: Result) -> str:
     return "In the step of 3 KB, beside picostep:\n\n" + "".join(lines) if lines else ""
 
 
-_SUMMARY = """
-Medians of single steps; means of rounds with all that the recorder's threads do meanwhile, medians of
-{rounds} interleaved rounds. {machine}; {day}. [RESULTS.md](benchmarks/RESULTS.md) has the tails, the
-spread, versions and what arrived.
+_SUMMARY = """\
 
-![What a step costs its caller](benchmarks/plots/peers-sizes.svg)
+Microseconds that one step of {size} costs its caller. *Copy alone* reads the clock and copies the texts.
+`nox -s peers` measured them side by side ({machine}; {day}) and checked
+what was delivered. [Results](benchmarks/RESULTS.md) has more recorders and sizes,
+[performance](docs/internals/performance.md) has the method.
 """
+SHOWN = {
+    "picostep": "picostep",
+    "floor": "copy alone",
+    "contextcompany-stubbed": "contextcompany, no network",
+    "opentelemetry": "OpenTelemetry SDK",
+    "sentry": "Sentry",
+    "langfuse": "Langfuse",
+    "langsmith": "LangSmith",
+}
+"""Columns of the README's table, where they were measured."""
 
 
 def _summary(result: Result) -> str:
-    sizes = result["sizes"]
-    shown = "3KB" if "3KB" in sizes else sizes[0]
+    """Return the README's table: a few recorders, one size."""
+    size = _usual(result)
+    shown = [(title, one["sizes"][size]) for key, title in SHOWN.items() if (one := _one(result, key))]
+    rows = [
+        [words, *(_microseconds(found[name]) for _, found in shown)]
+        for words, name in (("median", "median"), ("99 of 100 are below", "p99"))
+    ]
+    return table(["µs", *(title for title, _ in shown)], rows) + _SUMMARY.format(
+        size=_spaced(size),
+        machine=f"{result['python']} on {result['processor']}, {result['cores']} cores",
+        day=result["date"][:10],
+    )
+
+
+def _in_short(result: Result) -> str:
+    """Return the table of all recorders and sizes, with what they add to a program."""
+    sizes, of = result["sizes"], _usual(result)
     rows = []
     for one in _measured(result):
-        found = one["sizes"][shown]
+        found = one["sizes"][of]
         rows.append(
             [
                 one["title"],
                 *(f"{one['sizes'][size]['median']:,}" for size in sizes),
                 f"{found['p99']:,}",
                 f"{statistics.median(found['means']):,.0f}",
-                _ratio(ratios(result, shown, one, "picostep"), spread=False),
+                _ratio(ratios(result, of, one, "picostep"), spread=False),
                 f"{statistics.median(one['import_ms']):.0f}" if one["import_ms"] else NONE,
                 f"{one['bytes'] / 1e6:.1f}" if one["import_ms"] else NONE,
             ]
         )
-    of = _spaced(shown)
-    header = ["ns per step", *map(_spaced, sizes), f"p99, {of}", f"mean, {of}", "mean / picostep's"]
-    return table([*header, "import ms", "MB"], rows) + _SUMMARY.format(
-        rounds=result["rounds"],
-        machine=f"{result['python']} on {result['processor']}, {result['cores']} cores",
-        day=result["date"][:10],
-    )
+    shown = _spaced(of)
+    header = ["ns per step", *map(_spaced, sizes), f"p99, {shown}", f"mean, {shown}", "mean / picostep's"]
+    return table([*header, "import ms", "MB"], rows)
+
+
+def _usual(result: Result) -> str:
+    """Return the size of the step by which recorders are compared."""
+    sizes: list[str] = result["sizes"]
+    return "3KB" if "3KB" in sizes else sizes[0]
+
+
+def _microseconds(ns: float) -> str:
+    return f"{ns / 1000:.2f}" if ns < 10_000 else f"{ns / 1000:,.0f}"
 
 
 def _version(one: Result) -> str:

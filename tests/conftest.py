@@ -1,4 +1,9 @@
-"""Fixtures, Hypothesis profiles, and a header that says which compiled core is being tested."""
+"""
+Fixtures, Hypothesis profiles, the rule of slow tests, and a header that says what is being tested.
+
+A test is slow, and marked so, if it takes much CPU time or waits for long. Those that are not are the quick
+ones, which pytest runs unless it is told to run `--all`, or a test by its name.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,15 +35,39 @@ settings.register_profile(
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(PROFILE)
 
+# Seconds of CPU, of the test and of the processes that it waited for: a busy machine adds little to them. Far
+# more than what a quick test takes, so that no slower machine fails for it.
+SLOW = 3.0
+QUICK = "quick tests only, about a minute on two cores; all of them, some minutes: pytest --all"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("picostep")
+    group.addoption("--all", action="store_true", help="run the slow tests, too")
+    group.addoption(
+        "--strict-slow",
+        action="store_true",
+        help=f"fail if a test takes more than {SLOW} s of CPU and is not marked as slow",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """No test sees the settings or the state of whoever runs it, least of all a real key."""
+    if not hasattr(config, "workerinput"):  # workers of xdist tell the process that started them
+        config.pluginmanager.register(_Unmarked(config.option.strict_slow))
     os.environ["XDG_STATE_HOME"] = config._state = tempfile.mkdtemp(prefix="picostep-state-")
     for name in list(os.environ):
-        if name.startswith(OURS) and name not in ("PICOSTEP_CAMPAIGN", "PICOSTEP_SEED"):
+        if name.startswith(OURS) and name not in (
+            "PICOSTEP_CAMPAIGN",
+            "PICOSTEP_OLD_PYTHON",
+            "PICOSTEP_SEED",
+        ):
             del os.environ[name]
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background; hosts that get one inherit it
+    # What ignores a signal hands that on to the hosts it starts, which are sent these.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup
+        signal.signal(signal.SIGHUP, lambda *_: None)  # and still go on when the terminal is closed
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -51,13 +80,68 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         from picostep import _api
     except ImportError as error:
         return [f"picostep: cannot be imported: {error}"]
-    return [f"picostep: {picostep.__version__}, core {_api.__file__}", f"hypothesis profile: {PROFILE}"]
+    ours = [f"picostep: {picostep.__version__}, core {_api.__file__}", f"hypothesis profile: {PROFILE}"]
+    return ours if _runs_slow(config) else [*ours, QUICK]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _runs_slow(config: pytest.Config) -> bool:
+    """Whether slow tests run: when all are asked for, or some by marker or name."""
+    return bool(config.option.all or config.option.markexpr or any("::" in each for each in config.args))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if PROFILE == "campaign":
         for item in items:
             item.add_marker(pytest.mark.timeout(0))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow and not _runs_slow(config):
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+# --- what a test takes of the CPU -------------------------------------------------------------------------
+
+_begun = pytest.StashKey[float]()
+
+
+def _cpu() -> float:
+    """Seconds of this process and of those it has waited for, as far as these waited for theirs."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    item.stash[_begun] = _cpu()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The last report of a test tells what it took: that also comes out of a worker of xdist."""
+    report = yield
+    if report.when == "teardown" and not item.get_closest_marker("slow"):
+        report.cpu = _cpu() - item.stash[_begun]
+    return report
+
+
+class _Unmarked:
+    """Collects the tests that are slow and not marked so; says so at the end, and fails if it is told to."""
+
+    def __init__(self, strict: bool) -> None:
+        self._strict = strict
+        self._found: list[tuple[float, str]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if getattr(report, "cpu", 0.0) > SLOW:
+            self._found.append((report.cpu, report.nodeid))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._found and self._strict and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for seconds, test in sorted(self._found, reverse=True):
+            terminalreporter.write_line(f"SLOW {test}: {seconds:.1f} s of CPU, and not marked as slow")
 
 
 @pytest.fixture

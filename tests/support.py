@@ -25,10 +25,13 @@ T = TypeVar("T")
 
 OURS = ("TCC_", "PICOSTEP_", "OTEL_")
 
+BUSY = 4
+"""Deadlines are those of a quiet machine; as many times as long is waited, in case that others work there."""
+
 
 def wait_until(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
-    """Return the first true result of `predicate`; fail when there is none within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    """Return the first true result of `predicate`; fail when there is none within `timeout` quiet seconds."""
+    deadline = time.monotonic() + BUSY * timeout
     while True:
         result = predicate()
         if result:
@@ -132,14 +135,14 @@ class Ingest:
             self._script.extend(replies)
 
     def wait_for(self, count: int, timeout: float = 10.0) -> list[Request]:
-        """Return the requests as soon as there are `count`; fail after `timeout` seconds."""
+        """Return the requests as soon as there are `count`; fail after `timeout` quiet seconds."""
         with self._changed:
-            if not self._changed.wait_for(lambda: len(self._requests) >= count, timeout):
+            if not self._changed.wait_for(lambda: len(self._requests) >= count, BUSY * timeout):
                 raise AssertionError(f"{len(self._requests)} of {count} requests within {timeout} s")
             return list(self._requests)
 
     def wait_for_items(self, count: int, timeout: float = 10.0) -> list[dict[str, Any]]:
-        """Return the items as soon as there are `count`; fail when there are not within `timeout` seconds."""
+        """Return the items as soon as there are `count`; fail if there are not within `timeout` seconds."""
         wait_until(lambda: len(self.items()) >= count, timeout, f"{count} items")
         return self.items()
 
@@ -366,7 +369,7 @@ def run_python(
 
         env: Added to the environment, from which settings of ours are taken out first.
 
-        timeout: Seconds after which it is killed and the test fails.
+        timeout: Quiet seconds after which it is killed and the test fails.
 
         args: `sys.argv[1:]` of the code.
 
@@ -382,7 +385,7 @@ def run_python(
             stderr=err,
         )
         try:
-            code_returned = process.wait(timeout)
+            code_returned = process.wait(BUSY * timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -34,11 +34,16 @@ SUPPORTED = [(3, minor) for minor in range(10, 15)]
 TOO_OLD = (3, 9)
 QUICK = ["tests/system/test_import.py", "tests/unit/test_records.py", "tests/system/test_sinks.py"]
 
-CEILING = 672 * 1024
+CEILING = 1024 * 1024
 """
-Bytes of a wheel. It has 628 KiB: 363 KiB of it are five compiled modules, 51 KiB the price table, 24 KiB what
-came with metrics. The rest is room for some features, and not for a second copy of anything, nor for the
-debug data of any one module.
+Bytes of a wheel: one ceiling for all that is planned, so that no change argues about its own. Who adds to it
+names the addition here:
+
+    628 KiB  before: 363 of them five compiled modules, 51 the price table, 24 what came with metrics
+    +   8 KiB  docstrings that say units, results and exceptions, in the modules and in their stubs
+
+What is free is room for features: not for a second copy of anything, nor for debug data, with which a wheel
+has 2,140 KiB.
 """
 
 OLDEST_GLIBC = (2, 17)

@@ -231,7 +231,7 @@ cdef int set_given_traceparent(Draft *draft, object value, str where) except -1:
 
 cdef str snapshot(object value, str where, str argument, bint strict):
     """The JSON of a value, or None when misuse was logged."""
-    import json
+    import json     # a host loads nothing else for it, and what orjson refuses, as lone surrogates, is taken
     try:
         return json.dumps(value, allow_nan=not strict)
     except TypeError as error:

@@ -1330,11 +1330,6 @@ cdef class RingReader:
         write_at(self.fd, &nothing, sizeof(nothing), at + IMAGE_SIZE)
         return 0
 
-    def rewind(self) -> None:
-        """Move the cursor back to the first record that is not released."""
-        self.check_open()
-        self.resume()
-
     def release(self, uint64_t position, uint64_t delivered, dropped=None, *, uint64_t spooled=0,
                 uint64_t withheld=0) -> None:
         """Free everything before a position that `read()` reached, and count it.
@@ -1416,7 +1411,7 @@ cdef class RingReader:
         if self.adopted and self.fd >= 0 and self.cursor >= load(&self.header.head):
             os.ftruncate(self.fd, HEADER_SIZE + MIN_CAPACITY)
 
-    def note(self, str text not None) -> None:
+    def set_last_error(self, str text not None) -> None:
         """Say what goes wrong, in up to 63 ASCII characters: the host shows it in stats(). "" clears it."""
         cdef bytes raw = text.encode("ascii", "replace")[:63]
         self.check_open()
@@ -1424,7 +1419,7 @@ cdef class RingReader:
         memcpy(self.header.last_error, PyBytes_AS_STRING(raw), len(raw))
 
     def counters(self) -> dict:
-        """Count, in records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
+        """Count records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
 
         And last_error: text.
         """

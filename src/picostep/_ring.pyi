@@ -75,7 +75,7 @@ class HostRing:
         """Make this the ring of a destination; False when that has one already."""
 
     def reserve(self) -> None:
-        """Start to give the ring its space and its pages, in the background."""
+        """Start to give the ring its space and its pages, in the background; nothing if it is closed."""
 
     def abandon_runs(self) -> None:
         """Have nothing reported of the runs that are open, nor of later ones, when this process ends."""
@@ -85,7 +85,7 @@ class HostRing:
         End this ring: the next record of its destination opens another. Exporters take what is in it.
 
         Returns:
-            Its last counters(); empty when it was closed before.
+            Its last counters(); empty when it was closed before, or another thread is just closing it.
         """
 
     def counters(self) -> dict[str, Any]:
@@ -165,9 +165,6 @@ class RingReader:
             table; what was damaged in it is counted with the next release().
         """
 
-    def rewind(self) -> None:
-        """Move the cursor back to the first record that is not released."""
-
     @property
     def tail(self) -> int:
         """Everything before this position was released."""
@@ -212,12 +209,12 @@ class RingReader:
     def shrink(self) -> None:
         """Give back the space of an adopted ring that is empty; its counters stay."""
 
-    def note(self, text: str) -> None:
+    def set_last_error(self, text: str) -> None:
         """Say what goes wrong, in up to 63 ASCII characters: the host shows it in stats(). "" clears it."""
 
     def counters(self) -> dict[str, Any]:
         """
-        Count, in records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
+        Count records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
 
         And last_error: text.
         """

@@ -1,7 +1,7 @@
 """
 The functions that concern the whole process: settings, waiting, counting, and the trace it is in.
 
-Recording itself is compiled, in `_records`.
+Recording itself is compiled, in `_api`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import sys
 
 from picostep import runtime
 from picostep.errors import ArgumentError, ArgumentTypeError, ConfigError
-from picostep.settings.table import Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from os import PathLike
-    from typing import Any
+    from typing import Any, NoReturn
 
 __all__ = ["configure", "current_traceparent", "flush", "shutdown", "stats"]
 
@@ -30,17 +29,18 @@ def configure(
     exporter: str | None = None,
     disabled: bool | None = None,
     ring_bytes: int | None = None,
-    spool: str | None = None,
-    spool_bytes: int | None = None,
-    spool_age: float | None = None,
-    batch_records: int | None = None,
-    batch_bytes: int | None = None,
     exit_timeout: float | None = None,
     misuse: str | None = None,
     prices: Mapping[str | tuple[str, str], Mapping[str, Any]] | str | PathLike[str] | None = None,
     send_computed_cost: bool | None = None,
     redact: str | list[str] | Mapping[str, Any] | PathLike[str] | None = None,
     otlp_content: bool | None = None,
+    spool: str | None = None,
+    spool_bytes: int | None = None,
+    spool_age: float | None = None,
+    batch_records: int | None = None,
+    batch_bytes: int | None = None,
+    **unknown: NoReturn,
 ) -> None:
     """
     Set what the environment does not say, or says otherwise. Optional; best called once, at start.
@@ -49,89 +49,78 @@ def configure(
     first. Runs and steps that exist keep their destination.
 
     Args:
-        to: One sink or several: `"tcc"`, `"stdout"`, `"jsonl:PATH"`, `"store:PATH"`, `"store"`, `"otlp:URL"`,
-            or one that is installed. Else `PICOSTEP_TO`; else The Context Company when there is a key, the
-            local store when there is none.
+        to: Where records go, one sink or several: `"tcc"`, `"stdout"`, `"jsonl:PATH"`, `"store:PATH"`,
+            `"store"`, `"otlp:URL"`, or one that is installed; commas between them in the variable. Else
+            `PICOSTEP_TO`; else The Context Company when there is a key, the local store when there is none.
 
-        api_key: Key of The Context Company; else `TCC_API_KEY`.
+        api_key: Key of The Context Company, in Latin-1 without control characters; `dev_…` is a key of its
+            development service. Else `TCC_API_KEY`; else none.
 
-        tcc_url: Whole endpoint for runs, steps and tool calls; else `TCC_URL`.
+        tcc_url: Whole endpoint for runs, steps and tool calls, on any host. Else `TCC_URL`; else the service.
 
-        dir: Directory in which the ring directory is made; else `PICOSTEP_DIR`; else `/dev/shm` on Linux.
+        dir: Directory in which `picostep-<uid>` is made, mode 0700, for the rings. Else `PICOSTEP_DIR`; else
+            `/dev/shm` on Linux, the directory for temporary files elsewhere.
 
-        exporter: `"process"` (default), `"thread"`, `"external"` (`picostep export` runs beside the host) or
-            `"off"`; else `PICOSTEP_EXPORTER`.
+        exporter: Who exports: a `"process"` that the host starts, a `"thread"` of the host, `"external"`:
+            `picostep export` runs beside the host, or `"off"`: nobody. Else `PICOSTEP_EXPORTER`; else
+            `"process"`.
 
-        disabled: Record nothing; else `PICOSTEP_DISABLED`.
+        disabled: Check calls and record nothing. Else `PICOSTEP_DISABLED`; else off.
 
-        ring_bytes: Size of a ring, 256 KiB to 1 GiB, rounded down to a power of two; else
+        ring_bytes: Size of a ring, rounded down to a power of two; a process has one for each destination,
+            and it is smaller when an eighth of what is free is less. From 256 KiB to 1 GiB. Else
             `PICOSTEP_RING_BYTES`; else 16 MiB.
 
-        spool: Directory in which the exporter keeps what a sink cannot take now, or `"off"`; else
-            `PICOSTEP_SPOOL`; else `$XDG_STATE_HOME/picostep/spool`.
+        exit_timeout: Longest wait at the exit of the process, in seconds. From 0 to 3,600 s. Else
+            `PICOSTEP_EXIT_TIMEOUT`; else 2 s.
 
-        spool_bytes: What the spool of one sink may hold, 1 MiB to 1 TiB; else `PICOSTEP_SPOOL_BYTES`; else 1
-            GiB. What finds no room waits in the rings.
+        misuse: What a wrong call does: `"raise"`, or `"log"`: it is counted, logged when it is the first of
+            its kind, and otherwise ignored. Else `PICOSTEP_MISUSE`; else `"raise"`.
 
-        spool_age: Seconds after which spooled records are dropped and counted; else `PICOSTEP_SPOOL_AGE`;
-            else 7 days.
-
-        batch_records: Most records in a batch, 1 to 65,536; else `PICOSTEP_BATCH_RECORDS`; else 512.
-
-        batch_bytes: Bytes at which a batch is closed, 1 KiB to 64 MiB; else `PICOSTEP_BATCH_BYTES`; else 1
-            MiB.
-
-        exit_timeout: Longest wait at the exit of the process, in seconds; else `PICOSTEP_EXIT_TIMEOUT`; else
-            2.
-
-        misuse: `"raise"`, or `"log"` to count wrong calls, log the first of each kind, and otherwise ignore
-            them; else `PICOSTEP_MISUSE`.
-
-        prices: Prices of one's own, which win over the price table: a mapping from a model or `(provider,
-            model)`, or the name of a TOML or JSON file; `picostep.prices.Overrides` describes both. Else the
-            file named by `PICOSTEP_PRICES`.
+        prices: Prices of one's own, which win over the price table: the name of a TOML or JSON file; in code
+            also a mapping from a model or `(provider, model)`. `picostep.prices.Overrides` describes both.
+            Else `PICOSTEP_PRICES`; else none.
 
         send_computed_cost: Also send The Context Company the costs that picostep computed, where none was
-            set; else `PICOSTEP_SEND_COMPUTED_COST`. By default not: the service prices steps itself.
+            set; the service prices steps itself. Else `PICOSTEP_SEND_COMPUTED_COST`; else off.
 
         redact: What all texts lose (prompts, responses, tool definitions, arguments, results, metadata,
             feedback, status messages) before anything else is done with them: `"secrets"`, which finds
-            credentials of known shape; a list of regular expressions, whose matches become `[REDACTED]`; a
-            mapping with `secrets`, `patterns` and `function` (`"package.module:name"`, called in the exporter
-            as `function(text: str) -> str`); or the name of a TOML or JSON file with such a mapping. A text
-            for which this fails is withheld. Else `PICOSTEP_REDACT`, which is `secrets` or the name of a
-            file. By default status messages alone lose secrets, whatever this says.
+            credentials of known shape, or the name of a TOML or JSON file with a mapping of `secrets`,
+            `patterns` and `function` (`"package.module:name"`, called in the exporter as `function(text: str)
+            -> str`); in code also such a mapping, or a list of regular expressions, whose matches become
+            `[REDACTED]`. A text for which this fails is withheld. Else `PICOSTEP_REDACT`; else status
+            messages alone lose secrets, as they do whatever this says.
 
         otlp_content: Whether sink `otlp` sends prompts, responses, tool definitions, arguments, results,
-            metadata and session ids; else `PICOSTEP_OTLP_CONTENT`; else True.
+            metadata and session ids. Else `PICOSTEP_OTLP_CONTENT`; else on.
+
+        spool: Directory in which the exporter keeps what a sink cannot take now, or `"off"`: it then waits in
+            the rings. Else `PICOSTEP_SPOOL`; else `$XDG_STATE_HOME/picostep/spool`.
+
+        spool_bytes: What the spool of one sink may hold; what finds no room waits in the rings. From 1 MiB to
+            1 TiB. Else `PICOSTEP_SPOOL_BYTES`; else 1 GiB.
+
+        spool_age: Age at which spooled records are dropped and counted, in seconds. More than 0, at most 366
+            days. Else `PICOSTEP_SPOOL_AGE`; else 7 days.
+
+        batch_records: Most records in a batch. From 1 to 65,536. Else `PICOSTEP_BATCH_RECORDS`; else 512.
+
+        batch_bytes: Bytes at which a batch is closed. From 1 KiB to 64 MiB. Else `PICOSTEP_BATCH_BYTES`; else
+            1 MiB.
 
     Raises:
+        UnknownSettingError: An argument is no setting; nothing is changed.
+
         ConfigError: A setting cannot be used; nothing is changed.
     """
+    given = {**locals()}
+    given |= given.pop("unknown")
     try:
-        new = Settings.resolve(
-            to=to,
-            api_key=api_key,
-            tcc_url=tcc_url,
-            dir=dir,
-            exporter=exporter,
-            disabled=disabled,
-            ring_bytes=ring_bytes,
-            spool=spool,
-            spool_bytes=spool_bytes,
-            spool_age=spool_age,
-            batch_records=batch_records,
-            batch_bytes=batch_bytes,
-            exit_timeout=exit_timeout,
-            misuse=misuse,
-            prices=prices,
-            send_computed_cost=send_computed_cost,
-            redact=redact,
-            otlp_content=otlp_content,
-        )
-        runtime.configure(new)
+        runtime.configure(given)
     except ConfigError as error:
-        del api_key  # what shows errors with the variables of their frames shall not show it
+        # What shows errors with the variables of their frames shall not show it, nor an `apikey=`.
+        del api_key, given, unknown
         raise error.with_traceback(None) from None
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "EndedError",
     "MissingFieldError",
     "PicostepError",
+    "UnknownSettingError",
 ]
 
 
@@ -68,4 +69,12 @@ class ConfigError(PicostepError, ValueError):
 
     The message names the environment variable or the argument, what was given and what is allowed. It never
     holds the API key, nor the user name or password of a URL.
+    """
+
+
+class UnknownSettingError(ConfigError, TypeError):
+    """
+    Raised by `configure()` for an argument that is no setting. The message names the nearest setting.
+
+    Also a `TypeError`, as for any other function that gets an argument it does not know.
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from picostep._ring import HostRing
     from picostep.ringdir import RingDir
     from picostep.settings.destination import Destination
-    from picostep.settings.table import Settings
+    from picostep.settings.table import Limits
 
 __all__ = ["BOOT", "exporter_process", "exporter_thread"]
 
@@ -34,7 +34,7 @@ BOOT = (
 
 def exporter_process(
     destination: Destination,
-    settings: Settings,
+    limits: Limits,
     directory: RingDir,
     when_failed: Callable[[], None],
 ) -> Keeper | None:
@@ -44,7 +44,7 @@ def exporter_process(
     Args:
         destination: Where the records go.
 
-        settings: The limits of the exporter.
+        limits: What else the exporter is told.
 
         directory: Whose rings are exported.
 
@@ -69,7 +69,7 @@ def exporter_process(
             os.fsencode(os.path.join(directory.path, "lock")),
             [os.fsencode(interpreter), b"-I", b"-S", b"-c", BOOT.encode()],
             environment,
-            _config(destination, settings, directory),
+            _config(destination, limits, directory),
             when_failed,
         )
     except OSError:
@@ -78,7 +78,7 @@ def exporter_process(
 
 def exporter_thread(
     destination: Destination,
-    settings: Settings,
+    limits: Limits,
     where: str | HostRing,
     may_import: Callable[[Callable[[], ModuleType]], ModuleType],
     problem: str | None = None,
@@ -89,7 +89,7 @@ def exporter_thread(
     Args:
         destination: Where the records go.
 
-        settings: The limits of the exporter.
+        limits: What else the exporter is told.
 
         where: The path of a directory, which it exports when nobody else does; or a private ring.
 
@@ -101,7 +101,7 @@ def exporter_thread(
 
     return threading.Thread(
         target=_export,
-        args=(destination, settings, where, may_import, problem),
+        args=(destination, limits, where, may_import, problem),
         name="picostep-exporter",
         daemon=True,
     )
@@ -109,7 +109,7 @@ def exporter_thread(
 
 def _export(
     destination: Destination,
-    settings: Settings,
+    limits: Limits,
     where: str | HostRing,
     may_import: Callable[[Callable[[], ModuleType]], ModuleType],
     problem: str | None,
@@ -120,9 +120,9 @@ def _export(
         getLogger("picostep").warning("%s", problem)
     exporter = may_import(_thread_exporter)
     if isinstance(where, str):
-        exporter.export_shared(where, destination, settings)
+        exporter.export_shared(where, destination, limits)
     else:
-        exporter.export_private(where, destination, settings)
+        exporter.export_private(where, destination, limits)
 
 
 def _thread_exporter() -> ModuleType:
@@ -131,7 +131,7 @@ def _thread_exporter() -> ModuleType:
     return thread
 
 
-def _config(destination: Destination, settings: Settings, directory: RingDir) -> bytes:
+def _config(destination: Destination, limits: Limits, directory: RingDir) -> bytes:
     import marshal
 
     above = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -145,10 +145,7 @@ def _config(destination: Destination, settings: Settings, directory: RingDir) ->
             "directory": os.path.basename(directory.path),
             "lock_fd": 3,
             "destination": destination.as_dict(),
-            "spool": (settings.spool, settings.spool_bytes, settings.spool_age),
-            "batch_records": settings.batch_records,
-            "batch_bytes": settings.batch_bytes,
-            "debug": settings.debug,
+            "limits": limits.as_dict(),
         }
     )
 

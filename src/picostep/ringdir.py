@@ -158,20 +158,13 @@ class OwnDir:
         """Take the lock; return its descriptor, to be kept open, or None if another process has it."""
         import fcntl
 
-        fd = self._open_lock()
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(LOCK, flags, 0o600, dir_fd=self.fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
             return None
-        return fd
-
-    def wait_lock(self) -> int:
-        """Wait for the lock; return its descriptor, to be kept open."""
-        import fcntl
-
-        fd = self._open_lock()
-        fcntl.flock(fd, fcntl.LOCK_EX)
         return fd
 
     def locked(self) -> bool:
@@ -181,9 +174,6 @@ class OwnDir:
             return True
         os.close(fd)
         return False
-
-    def _open_lock(self) -> int:
-        return os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
 
     def unlink(self, name: str) -> None:
         """Remove a file; it may be gone already."""

@@ -19,15 +19,13 @@ from picostep import _api, _ring
 from picostep._ring import rings as _rings
 from picostep.errors import ConfigError, PicostepError
 from picostep.ringdir import EXTERNAL, base, open_dir
-from picostep.settings.destination import Destination, resolve_destination
-from picostep.settings.table import Settings
 from picostep.settings.urls import refreshed_prices
 from picostep.times import to_ns
 from picostep.usage import disjoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from decimal import Decimal
     from logging import Logger
     from threading import Thread
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
     from picostep._keeper import Keeper
     from picostep.prices.overrides import Overrides
     from picostep.ringdir import RingDir
+    from picostep.settings.destination import Destination
+    from picostep.settings.table import Settings
 
     T = TypeVar("T")
 
@@ -76,19 +76,40 @@ def settings() -> Settings:
     """Return the settings in force, read from the environment at first use; raises ConfigError."""
     global _settings
     if _settings is None:
-        _settings = Settings.resolve()
+        from picostep.settings.table import Settings
+
+        found = Settings.resolve()
+        if _settings is None:  # another thread may have configured meanwhile
+            _settings = found
     return _settings
 
 
-def configure(new: Settings) -> None:
-    """Put settings in force for what is begun from now on; raises ConfigError, and then changes nothing."""
+def configure(arguments: Mapping[str, object]) -> None:
+    """
+    Put settings in force for what is begun from now on.
+
+    Args:
+        arguments: Those of `api.configure()`.
+
+    Raises:
+        ConfigError: One of them cannot be used; nothing is changed.
+    """
     global _settings, _numbers
+    _may_import(_load_settings)
+    from picostep.settings.table import Settings
+
+    new = Settings.resolve(**arguments)
     if not new.disabled:
         _where(new)
     # In this order: other threads may resolve destinations between any two of these lines.
     _settings = new
     _numbers = {}
     _api.use(-1, new.disabled, new.misuse == "raise")
+
+
+def _load_settings() -> None:
+    """Import what settings need, which is not needed before the first record or `configure()`."""
+    from picostep.settings import destination, table  # noqa: F401
 
 
 # ---- called by the core ------------------------------------------------------------------------------------
@@ -162,9 +183,7 @@ def _resolve_default() -> int:
         if known is not None and known[0] is current:
             number = known[1]
         else:
-            # Steps that are not recorded have a cost, too.
-            wanted = Destination((), prices=current.prices) if current.disabled else _where(current)
-            number = _number(wanted)
+            number = _number(_nowhere(current) if current.disabled else _where(current))
             _default = current, number
         _api.use(number, current.disabled, current.misuse == "raise")
         if settings() is current:  # else another thread has configured meanwhile
@@ -186,8 +205,17 @@ def _resolve(key: tuple[str | None, str | None, str | None]) -> int:
     return number
 
 
+def _nowhere(current: Settings) -> Destination:
+    """Return the destination of what is not recorded; its steps have a cost, too."""
+    from picostep.settings.destination import Destination
+
+    return Destination((), prices=current.prices)
+
+
 def _where(current: Settings, *own: str | None) -> Destination:
     """Work out a destination; no frame that holds the key stays in the traceback of an error."""
+    from picostep.settings.destination import resolve_destination
+
     try:
         return resolve_destination(current, *own)
     except ConfigError as error:
@@ -264,7 +292,9 @@ def open_ring(number: int) -> None:
         _may_import(lambda: _provide_ring(number))
 
 
-_ENTRIES = frozenset(function.__code__ for function in (default_destination, destination_index, open_ring))
+_ENTRIES = frozenset(
+    function.__code__ for function in (default_destination, destination_index, open_ring, _load_settings)
+)
 
 
 def _provide_ring(number: int) -> None:
@@ -370,7 +400,7 @@ def _start_thread(
         return
     from picostep.launch import exporter_thread
 
-    thread = exporter_thread(_destinations[number], current, where, _may_import, problem)
+    thread = exporter_thread(_destinations[number], current.limits, where, _may_import, problem)
     _threads[number] = thread
     thread.start()
 

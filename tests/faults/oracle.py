@@ -20,9 +20,8 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 from picostep import ringdir
-from picostep._ring import RingReader
 from receiver import Arrival, arrivals
-from support import Request, clean_environment, exporters, wait_until
+from support import BUSY, Request, clean_environment, exporters, wait_until
 from workload import balanced
 
 CAMPAIGN = os.environ.get("PICOSTEP_CAMPAIGN") == "1"
@@ -79,8 +78,14 @@ class Ledger:
 
 
 def environment(ring_base: Path, url: str, **more: str) -> dict[str, str]:
-    """The settings of a host that delivers to an ingest."""
-    return {"PICOSTEP_DIR": str(ring_base), "TCC_API_KEY": KEY, "TCC_URL": url, **more}
+    """The settings of a host that delivers to an ingest, and is given the time for it when it ends."""
+    patient = {"PICOSTEP_EXIT_TIMEOUT": "60"}
+    return {"PICOSTEP_DIR": str(ring_base), "TCC_API_KEY": KEY, "TCC_URL": url, **patient, **more}
+
+
+def impatient(env: Mapping[str, str]) -> dict[str, str]:
+    """The same without a word on how long its end may take, which is what picostep has to say then."""
+    return {name: value for name, value in env.items() if name != "PICOSTEP_EXIT_TIMEOUT"}
 
 
 class Host:
@@ -168,9 +173,9 @@ class Host:
         self._errors.close()
 
     def finish(self, timeout: float) -> Ledger:
-        """Wait until it ends well."""
+        """Wait until it ends well, `timeout` quiet seconds at most."""
         try:
-            code = self.process.wait(timeout)
+            code = self.process.wait(BUSY * timeout)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {timeout} s: {self.output()}") from None
         ledger = self.ledger()
@@ -180,7 +185,7 @@ class Host:
 
     def ledger(self, timeout: float = 20.0) -> Ledger:
         """What is in the ledger once all who could write to it are gone."""
-        self._reader.join(timeout)
+        self._reader.join(BUSY * timeout)
         assert not self._reader.is_alive(), "somebody keeps the ledger open"
         if self._faulty:
             raise self._faulty
@@ -348,7 +353,7 @@ def sample(ring_base: Path) -> list[dict[str, Any]]:
                 except FileNotFoundError:
                     continue
                 counted = ring.counters()
-                readable = _readable(ring) if counted["in_ring"] <= MOST_READ else None
+                readable = _readable(directory, ring_name) if counted["in_ring"] <= MOST_READ else None
                 if readable is not None and ring.counters() != counted:
                     counted, readable = ring.counters(), None
                 found.append({**counted, "readable": readable, "name": f"{name}/{ring_name}"})
@@ -358,11 +363,15 @@ def sample(ring_base: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _readable(ring: RingReader) -> int:
-    ring.rewind()  # to where its counters say that the ring begins
+def _readable(directory: ringdir.RingDir, name: str) -> int | None:
+    try:
+        ring = directory.open_ring(name)  # begins where its counters say that the ring begins
+    except FileNotFoundError:
+        return None
     count = 0
     while records := ring.read(100, 1 << 24):
         count += len(records)
+    ring.close()
     return count
 
 

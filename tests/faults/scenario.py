@@ -82,10 +82,12 @@ class Scenario:
             assert ledger.intended.keys() == ledger.promised
         return ledger
 
-    def outage(self, fault: Fault, seconds: float) -> None:
-        """Let a fault last for some time."""
+    def outage(self, fault: Fault, seconds: float, host: Host) -> None:
+        """Let a fault last for some time, in which a host goes on recording."""
+        before = len(host.written.order)
         self.proxy.set(fault)
         time.sleep(seconds)
+        wait_until(lambda: len(host.written.order) > before, 20.0, f"a step during {fault.__name__}")
         self.proxy.set(passing)
 
     def delivered(self, host: Host) -> int:

@@ -112,7 +112,7 @@ def test_exporter_pauses_by_the_monotonic_clock(stage: Stage, clock: Clock) -> N
         clock.set(by)
         wait_for_requests(scenario, before + 2)
         first, second = scenario.proxy.requests[before : before + 2]
-        assert 1.0 <= second - first <= 2.0, by
+        assert 1.0 <= second - first <= times(30.0, 2.0), by
         scenario.proxy.set(passing)
         scenario.wait_for_delivery(host)
         (log,) = scenario.ring_base.glob("*/*/exporter.log")
@@ -146,6 +146,6 @@ def test_durations_of_a_host_whose_clock_is_set(ring_base: Path, ingest: Ingest,
     items = ingest.wait_for_items(6)
     for item in items:
         start, end = (datetime.fromisoformat(item[name].rstrip("Z")) for name in ("start_time", "end_time"))
-        assert 1.0 <= (end - start).total_seconds() <= 10.0, item
+        assert 1.0 <= (end - start).total_seconds() <= 60.0, item
     years = {item["end_time"][:4] for item in items}
     assert len(years) >= 3, f"the clock was not set: {years}"

@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -117,7 +116,8 @@ def record():
 
 for _ in range(4):
     threading.Thread(target=record, daemon=True).start()
-time.sleep(0.1)
+while picostep.stats()["recorded"] < 1000:
+    time.sleep(0.005)
 """
 
 
@@ -126,19 +126,24 @@ def test_daemon_threads_that_record_to_the_end(ring_base: Path, ingest: Ingest) 
     assert done.stderr == ""
     wait_for_no_rings(ring_base)
     counted = totals(ring_base)
-    assert counted["accepted"] == counted["delivered"] == len(ingest.items()) > 0
+    assert counted["accepted"] == counted["delivered"] == len(ingest.items()) >= 1000
 
 
 REENTRANT = """
-import gc, signal
+import gc, itertools, signal
 import picostep
 
-recorded = 0
+recorded = itertools.count()  # counted in C: a handler cannot come in between
+alarms = 0
 
 def record():
-    global recorded
-    recorded += 1
+    next(recorded)
     picostep.send_step("r", prompt={"messages": ["p"]}, response="r")
+
+def alarm(*_):
+    global alarms
+    alarms += 1
+    record()
 
 class Finalized:
     def __init__(self):
@@ -148,25 +153,28 @@ class Finalized:
         record()
 
 record()  # what is imported at first use cannot be imported by a handler that interrupts that
-signal.signal(signal.SIGALRM, lambda *_: record())
+signal.signal(signal.SIGALRM, alarm)
 gc.set_threshold(5)
 signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0002)
-for number in range(5000):
+made = 0
+while made < 2000 or alarms < 100:
     Finalized()
     record()
+    made += 1
 signal.setitimer(signal.ITIMER_REAL, 0)
 gc.collect()
-assert recorded > 10_000
-assert picostep.flush(20.0)
-stats = picostep.stats()
-assert stats["accepted"] == stats["delivered"] >= recorded, (recorded, stats)
+assert picostep.flush(60.0)
+stats, count = picostep.stats(), next(recorded)
+assert count == 1 + 2 * made + alarms, (count, made, alarms)
+assert stats["accepted"] == stats["delivered"] == count, (count, stats)
+print(count)
 """
 
 
 def test_records_made_by_signal_handlers_and_finalizers(ring_base: Path, ingest: Ingest) -> None:
     """They may come in the middle of any other call, also of one that records."""
-    run_python(REENTRANT, environment(ring_base, ingest.url))
-    assert len(ingest.items()) > 10_000
+    done = run_python(REENTRANT, environment(ring_base, ingest.url))
+    assert len(ingest.items()) == int(done.stdout)
 
 
 COUNT = """
@@ -222,7 +230,7 @@ def test_two_hosts_share_an_exporter_which_leaves_after_them(
     oracle.check_nothing_lost()
     wait_for_no_rings(ring_base)
     assert exporter_pids(ring_base) == {pid}
-    wait_until(lambda: not exporter_pids(ring_base), 6.0, "the exporter ends when it is not needed")
+    wait_until(lambda: not exporter_pids(ring_base), 10.0, "the exporter ends when it is not needed")
     assert oracle.repeated() == 0
 
 
@@ -243,7 +251,7 @@ def test_exporter_stays_while_a_host_is_idle_and_is_its_own_group(ring_base: Pat
             pid = wait_for_exporter(ring_base)
             assert os.getsid(pid) != os.getsid(host.pid)
             os.killpg(host.pid, number)
-            host.wait(10.0)
+            host.wait(100)
             assert exporter_pids(ring_base) == {pid}
         finally:
             with suppress(ProcessLookupError):
@@ -257,18 +265,28 @@ def test_exporter_stays_while_a_host_is_idle_and_is_its_own_group(ring_base: Pat
 
 
 def test_pipes_of_the_host_are_closed_with_it(ring_base: Path, ingest: Ingest) -> None:
-    """Whoever reads a host's output to its end does not wait for the exporter."""
-    code = f"{ONE}import time\npicostep.flush(20.0)\nprint(time.monotonic())\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=clean_environment(**environment(ring_base, ingest.url)),
-        capture_output=True,
-        timeout=20.0,
-        check=True,
-    )
-    assert time.monotonic() - float(done.stdout) < 1.5  # the exporter lingers for longer
-    assert exporter_pids(ring_base)
-    assert done.stderr == b""
+    """Whoever reads a host's output to its end does not wait for the exporter, which another host keeps."""
+    code = f"{ONE}import sys\npicostep.flush(20.0)\nprint('ready', flush=True)\nsys.stdin.read()\n"
+    hosts = []
+    try:
+        for _ in range(2):
+            host = subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=clean_environment(**environment(ring_base, ingest.url)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            hosts.append(host)
+            assert host.stdout
+            assert host.stdout.readline() == b"ready\n"
+        pid = wait_for_exporter(ring_base)
+        assert hosts[0].communicate(b"", timeout=100) == (b"", b"")
+        assert exporter_pids(ring_base) == {pid}
+    finally:
+        for host in hosts:
+            host.kill()
+            host.communicate()
 
 
 def test_rings_adopted_by_a_thread(ring_base: Path, ingest: Ingest, start_host: Start) -> None:
@@ -321,7 +339,7 @@ def test_key_is_nowhere_to_be_seen(ring_base: Path, ingest: Ingest) -> None:
                 seen += path.read_bytes()
                 assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     finally:
-        output = host.communicate(b"", timeout=20.0)[0]
+        output = host.communicate(b"", timeout=100)[0]
     assert b"ready" in output
     for key in (KEY, other_key):
         assert key.encode() not in seen + output
@@ -420,7 +438,7 @@ def test_full_file_system(ring_base: Path, ingest: Ingest) -> None:
         env=clean_environment(**environment(ring_base, ingest.url)),
         preexec_fn=allow_small_files,
         capture_output=True,
-        timeout=30.0,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     assert len(ingest.items()) == 201
@@ -484,7 +502,7 @@ def test_many_workers_in_a_small_shared_memory(small_file_system: Path, ingest: 
         os.write(writing, b"x")
         host.stdin.close()
         host.stdin = None
-        output, errors = host.communicate(timeout=60.0)
+        output, errors = host.communicate(timeout=100)
     finally:
         os.close(writing)
         with suppress(ProcessLookupError):

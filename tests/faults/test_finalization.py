@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from oracle import check_totals, environment, exit_time, totals, wait_for_no_rings
+from oracle import check_totals, environment, exit_time, impatient, times, totals, wait_for_no_rings
 from support import Ingest, clean_environment, free_port, run_python, wait_until
 
-EXIT_LIMIT = 2.0 + 0.25  # seconds that picostep may add to an exit, however the backend behaves
+# Seconds that picostep may add to an exit, however the backend behaves; beside other work those that it takes
+# to get the CPU come to that.
+EXIT_LIMIT = 2.0 + times(8.0, 0.25)
 
 # Each records "late" when it runs, and "first" before. What runs after the interpreter has taken modules down
 # may find nothing to record with, but must say nothing.
@@ -68,9 +70,9 @@ def work():
         pass
 thread = threading.Thread(target=work)
 thread.start()
-begun.wait(10)
+begun.wait(100)
 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
-thread.join(10)
+thread.join(100)
 """,
 }
 RECORD = """
@@ -93,7 +95,7 @@ def prompts(ingest: Ingest) -> list[str]:
 
 @pytest.mark.parametrize("name", LATE)
 def test_late_records(ring_base: Path, ingest: Ingest, name: str) -> None:
-    env = environment(ring_base, ingest.url, PICOSTEP_EXIT_TIMEOUT="20")  # or a slow machine makes it warn
+    env = environment(ring_base, ingest.url)
     done = run_python(RECORD + LATE[name], env, args=(name,), check=False)
     assert done.returncode == (1 if "uncaught" in name else 0), done.stderr
     assert done.stderr == ""
@@ -139,7 +141,8 @@ def work():
         picostep.send_step("r", prompt="p", response="r")
         time.sleep(0.001)
 threading.Thread(target=work, daemon=True).start()
-time.sleep(0.05)
+while picostep.stats()["recorded"] <= 100:  # until that has begun
+    time.sleep(0.001)
 """
 
 
@@ -147,7 +150,7 @@ time.sleep(0.05)
 def test_ends_in_the_middle_of_recording(ring_base: Path, ingest: Ingest, name: str) -> None:
     """The exit code is the one without us; what was accepted arrives, and is all that arrives."""
     leave, code, speaks = ENDS[name]
-    env = environment(ring_base, ingest.url, PICOSTEP_EXIT_TIMEOUT="20")
+    env = environment(ring_base, ingest.url)
     done = run_python(WORK + leave, env, check=False)
     assert done.returncode == code, done.stderr
     assert speaks or done.stderr == ""
@@ -164,20 +167,21 @@ def test_ends_in_the_middle_of_recording(ring_base: Path, ingest: Ingest, name: 
 @pytest.mark.parametrize("backend", ["dead", "silent"])
 @pytest.mark.parametrize("kind", ["daemon", "ordinary"])
 def test_exit_while_threads_record(ring_base: Path, ingest: Ingest, backend: str, kind: str) -> None:
-    """They go on for ever, or for a second; the exit takes two seconds at most, and nothing is lost."""
+    """They go on for ever, or a little longer; the exit takes two seconds at most, and nothing is lost."""
     import threading
 
     from support import Reply
 
     code = (
         "import threading, time\nimport picostep\n"
-        "end = time.monotonic() + (60 if {daemon} else 1)\n"
+        "over = threading.Event()\n"
         "def work():\n"
-        "    while time.monotonic() < end:\n"
+        "    while not over.is_set():\n"
         "        picostep.send_step('r', prompt='p', response='r')\n"
         "        time.sleep(0.001)\n"
         "for _ in range(3): threading.Thread(target=work, daemon={daemon}).start()\n"
-        "time.sleep(1)\n"
+        "while picostep.stats()['recorded'] <= 1000: time.sleep(0.01)\n"
+        "if not {daemon}: threading.Timer(0.1, over.set).start()\n"
         "print(time.monotonic(), flush=True)\n"
     ).replace("{daemon}", str(kind == "daemon"))
     release = threading.Event()
@@ -187,13 +191,13 @@ def test_exit_while_threads_record(ring_base: Path, ingest: Ingest, backend: str
     url = ingest.url if backend == "silent" else f"http://127.0.0.1:{port}"
     done = subprocess.Popen(
         [sys.executable, "-c", code],
-        env=clean_environment(**environment(ring_base, url)),
+        env=clean_environment(**impatient(environment(ring_base, url))),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     assert done.stdout
     since = float(done.stdout.readline())
-    seconds = exit_time(done, since, 20.0)
+    seconds = exit_time(done, since, 60.0)
     _, errors = done.communicate()
     assert done.returncode == 0, errors
     assert seconds <= EXIT_LIMIT + (0.1 if kind == "ordinary" else 0.0), errors
@@ -272,7 +276,7 @@ def test_sidecar_that_is_killed_and_restarted(ring_base: Path, ingest: Ingest) -
             sidecar.kill()
             sidecar.wait()
         sidecar = subprocess.Popen(EXPORT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        output, errors = host.communicate(timeout=40.0)
+        output, errors = host.communicate(timeout=100)
         assert (host.returncode, errors) == (0, b"")
         wait_for_no_rings(ring_base)
     finally:
@@ -327,7 +331,7 @@ def test_shared_memory_that_others_fill(ring_base: Path, ingest: Ingest, moment:
         ["unshare", "--mount", "sh", "-c", mounted, FILLED, moment],
         env=clean_environment(**environment(ring_base, ingest.url)),
         capture_output=True,
-        timeout=60.0,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     accepted, shed, full = map(int, done.stdout.split())

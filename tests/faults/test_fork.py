@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,16 +67,16 @@ children = []
 for _ in range(60):
     pid = os.fork()
     if pid == 0:
-        time.sleep(60)
+        time.sleep(120)
         os._exit(0)
     children.append(pid)
     time.sleep(0.0001)
 try:
-    assert picostep.flush(10.0), "the exporter waits for the children"
+    assert picostep.flush(40.0), "the exporter waits for the children"
     (ring,) = picostep.stats()["rings"]
     os.kill(ring["exporter_pid"], 9)
     picostep.send_step("r", prompt="p", response="r")
-    assert picostep.flush(10.0), "the lock of the exporter before lives on in the children"
+    assert picostep.flush(40.0), "the lock of the exporter before lives on in the children"
 finally:
     for pid in children:
         os.kill(pid, 9)
@@ -93,22 +92,27 @@ def test_children_forked_while_the_exporter_starts(ring_base: Path, ingest: Inge
 
 
 CHILD_OUTLIVES = """
-import os, sys, time
+import os, pathlib, sys, time
 import picostep
 picostep.send_step("r", prompt="parent", response="r")
 assert picostep.flush(20.0)
 if os.fork() == 0:
-    time.sleep(float(sys.argv[1]))
+    deadline = time.monotonic() + 60
+    while not pathlib.Path(sys.argv[1]).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
     picostep.send_step("r", prompt="child", response="r")
     os._exit(0)
 os._exit(0)
 """
 
 
-def test_child_that_outlives_its_parent(ring_base: Path, ingest: Ingest) -> None:
+def test_child_that_outlives_its_parent(ring_base: Path, ingest: Ingest, tmp_path: Path) -> None:
     """The parent's ring is given up when the parent dies, though the child had it open at the fork."""
-    run_python(CHILD_OUTLIVES, environment(ring_base, ingest.url), args=("1.5",))
-    wait_for_no_rings(ring_base, 1.4)
+    go_on = tmp_path / "go on"
+    run_python(CHILD_OUTLIVES, environment(ring_base, ingest.url), args=(str(go_on),))
+    wait_for_no_rings(ring_base, 10.0)
+    assert [item["prompt"] for item in ingest.items()] == ["parent"]  # it waits
+    go_on.touch()
     items = ingest.wait_for_items(2)
     assert sorted(item["prompt"] for item in items) == ["child", "parent"]
     wait_for_no_rings(ring_base)
@@ -135,19 +139,19 @@ assert picostep.stats()["accepted"] == 3, picostep.stats()
 
 
 def test_child_counts_for_itself(ring_base: Path, ingest: Ingest) -> None:
-    start = time.monotonic()
     run_python(STATS, environment(ring_base, ingest.url))
     wait_until(lambda: len(ingest.items()) == 4, 10.0)
-    assert time.monotonic() - start < 20.0
 
 
 # --- forks of every kind, at every moment -----------------------------------------------------------------
 
 # Eight threads record while others fork. A child records, ends in one of several ways, and tells its ids.
 LOAD = """
-import faulthandler, itertools, os, random, signal, sys, threading, time
+import faulthandler, itertools, os, random, signal, sys, threading, time, warnings
 import picostep
 
+# Python 3.12 and later warn at such forks, by code that takes locks: it is that code which can hang then.
+warnings.simplefilter("ignore", DeprecationWarning)
 forks, seconds = int(sys.argv[1]), float(sys.argv[2])
 faulthandler.dump_traceback_later(seconds, exit=True)
 faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -166,7 +170,7 @@ def load():
         time.sleep(0.002)
 
 def reap(pid):
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 20.0
     while time.monotonic() < deadline:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
@@ -257,10 +261,11 @@ def test_forks_under_load(ring_base: Path, ingest: Ingest, exporter: str) -> Non
     print(f"\n{forks} forks, {exporter}: {len(by_id)} steps, {len(items) - len(by_id)} delivered twice")
 
 
-# A fork comes while another thread opens its first ring: at each line of that.
+# A fork comes while another thread opens its first ring: at each line of that, but for those of modules that
+# are being imported, of which the next test is.
 OPENING = """
 import faulthandler, os, signal, sys, threading
-import picostep
+import picostep, picostep.settings.destination, picostep.settings.table
 picostep.runtime.FORK_TIMEOUT = 0.01  # else fork() waits for the thread that waits for it
 
 def trial(nth):
@@ -274,7 +279,7 @@ def trial(nth):
             lines += 1
             if lines == nth:
                 reached.set()
-                go.wait(10)
+                go.wait(100)
         return line
 
     def first():
@@ -285,10 +290,10 @@ def trial(nth):
 
     thread = threading.Thread(target=first)
     thread.start()
-    reached.wait(10)
+    reached.wait(100)
     pid = os.fork()
     if pid == 0:
-        signal.alarm(10)  # faulthandler would wait for its thread in the parent
+        signal.alarm(30)  # faulthandler would wait for its thread in the parent
         picostep.send_step("r", prompt="p", response="r")
         stats = picostep.stats()
         os._exit(0 if stats["accepted"] == 1 else 9)
@@ -304,7 +309,7 @@ nth = 1
 while True:
     pid = os.fork()
     if pid == 0:
-        faulthandler.dump_traceback_later(20, exit=True)
+        faulthandler.dump_traceback_later(60, exit=True)
         os._exit(0 if trial(nth) else 3)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code == 3:
@@ -347,10 +352,10 @@ def trial(nth):
 
     thread = threading.Thread(target=first)
     thread.start()
-    reached.wait(10)
+    reached.wait(100)
     pid = os.fork()
     if pid == 0:
-        signal.alarm(5)
+        signal.alarm(30)
         picostep.send_step("r", prompt="p", response="r")
         os._exit(0 if picostep.stats()["accepted"] == 1 else 9)
     thread.join()

@@ -35,11 +35,11 @@ PROGRAM = Path(__file__).with_name("store_writer.py")
 
 EARLIER = times(1000, 100_000)  # steps in the store of layout 1.0
 MORE = times(500, 2000)  # that each writer adds
-CYCLES = times(2, 60)
+CYCLES = times(2, 30)
 KILLS = 2  # of each writer in a cycle
 BATCH = 5
 RATE = 200
-EXPORTERS_KILLED = times(6, 100)
+EXPORTERS_KILLED = times(6, 60)
 
 Start = Callable[..., Host]
 
@@ -192,6 +192,13 @@ def columns(path: Path) -> set[str]:
         return {name for (name,) in store.execute("SELECT name FROM pragma_table_info('steps')")}
 
 
+def count(path: Path) -> int:
+    """How many steps there are, by a look so short that no writer waits for it."""
+    with closing(sqlite3.connect(path, timeout=10.0)) as store:
+        (steps,) = store.execute("SELECT count(*) FROM steps").fetchone()
+    return int(steps)
+
+
 class Side:
     """Hosts of one version, one after the other, and their exporters, in a ring directory of their own."""
 
@@ -215,7 +222,7 @@ class Side:
         def found() -> set[int]:
             return set(exporters(self._base)) - {self._host.process.pid}
 
-        os.kill(wait_until(found, 30.0, "an exporter").pop(), signal.SIGKILL)
+        os.kill(wait_until(found, 90.0, "an exporter").pop(), signal.SIGKILL)
 
     def finish(self) -> None:
         self._host.process.terminate()
@@ -241,14 +248,14 @@ def test_taken_over_beside_an_old_exporter(
     random = Random(os.urandom(8).hex())
     inside = ("sh", "-c", f'exec {shlex.quote(OLD_PYTHON)} "$@"')
     old = Side(start_host, directories[0], original, inside)
-    wait_until(lambda: len(in_store(original)) > EARLIER, 30.0, "the older exporter at work")
+    wait_until(lambda: count(original) > EARLIER, 30.0, "the older exporter at work")
     new = Side(start_host, directories[1], original, ())
     wait_until(lambda: "traceparent" in columns(original), 30.0, "the newer exporter at work")
     for kill in range(EXPORTERS_KILLED):
         side = (old, new)[kill % 2]
         time.sleep(random.uniform(0.0, 1.0))
         side.kill_exporter()
-        if random.random() < 0.2:
+        if random.random() < 0.5:  # a host whose exporters die young makes pauses that grow
             side.kill_host()
     new.finish()
     old.finish()
@@ -256,15 +263,13 @@ def test_taken_over_beside_an_old_exporter(
     promised = {step_id for ledger in ledgers for step_id in ledger.promised}
     intended = {step_id: digest for ledger in ledgers for step_id, digest in ledger.intended.items()}
 
-    def missing() -> set[str]:
-        return promised - in_store(original).keys()
+    def all_there() -> bool:
+        return count(original) >= EARLIER + len(promised) and promised <= in_store(original).keys()
 
-    wait_until(lambda: not missing(), times(60.0, 300.0), "all that was promised")
+    wait_until(all_there, times(60.0, 300.0), "all that was promised")
     found = {step_id: digest for step_id, digest in in_store(original).items() if step_id in intended}
     assert found == {step_id: intended[step_id] for step_id in found}
-    with closing(sqlite3.connect(original)) as store:
-        (steps,) = store.execute("SELECT count(*) FROM steps").fetchone()
-    assert steps == EARLIER + len(found)
+    assert count(original) == EARLIER + len(found)
     print(
         f"\n{EXPORTERS_KILLED} exporters and {len(ledgers) - 2} hosts killed: {len(promised)} steps promised "
         f"beside {EARLIER}, 0 lost, 0 twice"

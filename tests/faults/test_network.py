@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 import proxy
-from oracle import KEY, end, exporter_pids, sample, times, wait_for_exporter
+from oracle import KEY, end, exporter_pids, impatient, sample, times, wait_for_exporter
 from proxy import Fault, passing, redirect, refuse, refusing, status
 from scenario import Scenario
 from support import Ingest, wait_until
@@ -49,6 +49,7 @@ FAULTS: dict[str, Fault] = {
     "404": status(404),
 }
 IN_THREAD = ("refuse", "hang", "reset_after", "oversized", "503")
+LATE = times(10.0, 0.4)  # seconds by which a request may come too late; the more beside other work
 SWALLOWED = 8 << 20
 """Bytes of an answer without end that get under way: what is read of it, and the buffers of two sockets."""
 
@@ -63,14 +64,12 @@ def test_each_fault(stage: Stage, exporter: str) -> None:
     host.wait_for_promise(100)
     names = FAULTS if exporter == "process" else times(IN_THREAD, tuple(FAULTS))
     for name in names:
-        before = len(host.written.order)
-        scenario.outage(FAULTS[name], seconds)
-        assert len(host.written.order) > before, f"the host was held up by {name}"
+        scenario.outage(FAULTS[name], seconds, host)
         scenario.wait_for_delivery(host, 60.0)
     host.process.terminate()
     report = scenario.expect(host.finish(60.0)).report
     assert report["flushed"], report
-    assert report["end_us"]["p50"] < 100
+    assert report["end_us"]["p50"] < times(10_000, 100)  # no end() waits for a backend
     scenario.check()
     assert scenario.receiver.keys() == {f"Bearer {KEY}"}
     assert scenario.proxy.poured <= SWALLOWED
@@ -144,7 +143,7 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
     limits = [0.5 * 2**number for number in range(len(at) - 1)]
     pauses = [later - sooner for sooner, later in pairwise(at)]
     print(f"\npauses after 500: {[round(pause, 2) for pause in pauses]}")
-    assert all(pause <= limit + 0.4 for pause, limit in zip(pauses, limits, strict=True))
+    assert all(pause <= limit + LATE for pause, limit in zip(pauses, limits, strict=True))
     asked = {
         "1": (1.0, 1.5),
         "-5": (0.0, 0.9),
@@ -156,7 +155,7 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
         scenario.proxy.set(passing)
         scenario.wait_for_delivery(host, 70.0)
         first, second = requests_under(scenario, status(503, f"Retry-After: {after}"), 2, 320.0)
-        assert least <= second - first <= most + 0.4, after
+        assert least <= second - first <= most + LATE, after
     scenario.proxy.set(passing)
     end(wait_for_exporter(scenario.ring_base))  # the next one knows nothing of the pause
     scenario.wait_for_delivery(host)
@@ -181,6 +180,7 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
 def test_exit_during_a_fault(stage: Stage, name: str, exporter: str, killed: bool) -> None:
     """The host leaves in time; what it leaves behind is delivered later, also by the next exporter."""
     scenario = stage(PICOSTEP_EXPORTER=exporter)
+    scenario.env = impatient(scenario.env)
     scenario.proxy.set(FAULTS[name])
     stays = []
     for number in range(times(1, 40)):
@@ -190,7 +190,7 @@ def test_exit_during_a_fault(stage: Stage, name: str, exporter: str, killed: boo
         waiting = sum(ring["in_ring"] for ring in sample(scenario.ring_base))
         assert waiting == 0 or stays[-1] >= 1.9, "it did not wait for its records to be on disk"
     print(f"\n{len(stays)} exits with {name}, {exporter}: {min(stays):.2f} to {max(stays):.2f} s")
-    assert max(stays) <= 2.25
+    assert max(stays) <= 2.0 + times(8.0, 0.25)  # the more beside other work
     assert stays[0] >= 0.5  # the sink was given time; later records go to the spool at once
     if killed:
         end(wait_for_exporter(scenario.ring_base))

@@ -56,7 +56,7 @@ def export(env: dict[str, str]) -> None:
         [sys.executable, "-m", "picostep", "export", "--once"],
         env=clean_environment(**env),
         capture_output=True,
-        timeout=60.0,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
 
@@ -349,7 +349,7 @@ def test_shutdown_and_go_on(ring_base: Path, ingest: Ingest) -> None:
         assert host.stdout.readline() == b"closed\n"
         wait_for_no_rings(ring_base)
         assert by_run(ingest) == {}
-        host.communicate(b"x", timeout=20.0)
+        host.communicate(b"x", timeout=100)
     finally:
         host.kill()
         host.wait()

@@ -63,7 +63,7 @@ nth, step, tried = 1, int(sys.argv[1]), 0
 while True:
     pid = os.fork()
     if pid == 0:
-        faulthandler.dump_traceback_later(10, exit=True)
+        faulthandler.dump_traceback_later(60, exit=True)
         os._exit(first(nth))
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code == 3:
@@ -146,9 +146,6 @@ if "gc" in hooks:
 if "log" in hooks:
     logging.getLogger("picostep").addHandler(Handler())
     logging.getLogger("picostep").propagate = False
-if "monitoring" in hooks:
-    sys.monitoring.use_tool_id(3, "test")
-    sys.monitoring.register_callback(3, sys.monitoring.events.CALL, hook)
 
 def work():
     if "trace" in hooks:
@@ -227,7 +224,7 @@ def test_hooks_that_record(ring_base: Path, hooks: str) -> None:
 HOSTILE = """
 import datetime, faulthandler
 import picostep
-faulthandler.dump_traceback_later(20, exit=True)
+faulthandler.dump_traceback_later(100, exit=True)
 ended = []
 
 class Ends:

@@ -11,6 +11,7 @@ from oracle import Oracle, times
 from proxy import Fault, hang, refuse, status
 from receiver import Receiver
 from scenario import Scenario, rss
+from support import wait_until
 
 Stage = Callable[..., Scenario]
 
@@ -19,9 +20,9 @@ DEATHS: Sequence[Fault] = (refuse, hang, status(503))
 SECONDS = times(6.0, 3600.0)  # of all of them
 GIVES_UP = times("1000", "10000")  # milliseconds
 DRAIN = times(90.0, 900.0)  # a pause between two attempts may be a minute
-# Seconds after which a step has come to the sink that works, less than one death lasts. One is due while the
-# first batches wait for the dead sink, then a quarter between two frames of its spool.
-LATEST = 3.0
+# Seconds after which a step has come to the sink that works. One is due while the first batches wait for the
+# dead sink, then a quarter between two frames of its spool; beside other work there is no telling.
+LATEST = times(60.0, 3.0)
 HOST_GROWTH = 8 << 20  # bytes beyond its ring
 
 
@@ -44,14 +45,19 @@ def test_one_sink_dead_for_long(stage: Stage, healthy: Receiver) -> None:
     before = rss(host.process.pid)
     alive.collect()
     usual, largest = len(alive.ages), before
+    scenario.proxy.set(DEATHS[0])
+    known = len(host.written.order)
     for death in DEATHS:
         scenario.proxy.set(death)
-        over = time.monotonic() + SECONDS / len(DEATHS)
-        while time.monotonic() < over:
+        over, steps = time.monotonic() + SECONDS / len(DEATHS), len(host.written.order) + RATE
+        while time.monotonic() < over or len(host.written.order) < steps:
             largest = max(largest, rss(host.process.pid))
             alive.collect()
             time.sleep(0.2)
-    waiting = len(host.written.order) - len(scenario.oracle.digests)
+        written = host.written.order[:]
+        wait_until(lambda written=written: reached(alive, written), 20.0, "the sink that works has them all")
+    recorded = len(host.written.order)
+    waiting = recorded - len(scenario.oracle.digests)
     during = len(alive.ages)
     drained = scenario.drain(host, RATE, DRAIN)
     host.process.terminate()
@@ -69,12 +75,18 @@ def test_one_sink_dead_for_long(stage: Stage, healthy: Receiver) -> None:
         f"host grew by {(largest - before) >> 10} KiB, exporter had {scenario.peak_rss >> 20} MiB; "
         f"end() in us: {report['end_us']}"
     )
-    assert waiting > RATE * SECONDS * 0.8
+    assert waiting > 0.8 * (recorded - known)  # but for what was under way when it died
     assert counted["accepted"] == len(alive.digests) == len(ledger.order)
     assert alive.repeated() == 0
     assert max(alive.ages) < LATEST
-    assert report["rate"] > 0.95 * RATE, report
+    assert report["held_up"] == 0, report
     assert largest - before <= HOST_GROWTH
+
+
+def reached(oracle: Oracle, steps: list[str]) -> bool:
+    """Whether all these steps have arrived."""
+    oracle.collect()
+    return oracle.digests.keys() >= set(steps)
 
 
 def ages(found: list[float]) -> str:

@@ -164,7 +164,9 @@ class Rings:
                 check_record(record)
             position = reader.position
             if how & 8:
-                reader.rewind()
+                reader.close()
+                reader = RingReader(path)
+                assert reader.alive() == living
                 assert reader.position <= position
                 records = reader.read(most, 1 << (how >> 4 & 15))
             bad = len(records) & 1
@@ -174,7 +176,7 @@ class Rings:
             assert done + refused <= 2 * self.CAPACITY // (FRAME.size + RECORD.size)
             assert reader.backlog >= 0
         reader.release(reader.position, 0)
-        reader.note("noted")
+        reader.set_last_error("noted")
         after = reader.counters()
         assert after["in_ring"] >= 0
         assert (after["delivered"] - before["delivered"]) & MASK == done

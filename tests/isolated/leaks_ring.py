@@ -91,10 +91,12 @@ def read_all() -> None:
     reader = RingReader(str(PATH))
     reader.alive()
     reader.read(3, 1 << 20)
-    reader.rewind()
+    reader.close()
+    reader = RingReader(str(PATH))
+    reader.alive()
     while records := reader.read(7, 1 << 20):
         reader.release(reader.position, len(records) - 1, {"rejected": 1})
-    reader.note("noted")
+    reader.set_last_error("noted")
     reader.counters()
     reader.close()
 

@@ -673,7 +673,7 @@ def test_a_receiver_that_is_dead_or_hangs_holds_up_no_record(ring_base: Path, in
         start = time.monotonic()
 
     assert len(sink.records) == 1000
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 # --- targets ------------------------------------------------------------------------------------------------
@@ -743,7 +743,7 @@ def test_export(ring_base: Path, tmp_path: Path, ingest: Ingest) -> None:
         text = get(port)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=100)
 
     assert process.returncode == 0
     found = parsed(text)
@@ -766,7 +766,7 @@ def test_once(ring_base: Path, tmp_path: Path, ingest: Ingest) -> None:
             *("--to", f"jsonl:{tmp_path / 'out'}", "--metrics", f"otlp:{ingest.url}"),
         ],
         env=clean_environment(PICOSTEP_DIR=str(ring_base), XDG_STATE_HOME=str(tmp_path)),
-        timeout=30,
+        timeout=100,
         check=True,
     )
 

@@ -470,7 +470,7 @@ class TestCosts:
     def test_days_are_utc(self, priced: Path) -> None:
         # In Kiritimati, 14 hours ahead, the runs of 11:06 began on the next day.
         process = command("costs", "--by", "day", "--json", "--store", str(priced), TZ="Pacific/Kiritimati")
-        found = json.loads(process.communicate(timeout=20)[0])
+        found = json.loads(process.communicate(timeout=100)[0])
 
         assert [line["day"] for line in found["lines"]] == ["2026-11-17", "2026-11-18"]
 
@@ -838,7 +838,7 @@ class TestTail:
             sink.close()
         finally:
             process.send_signal(signal.SIGINT)
-            rest = process.communicate(timeout=10)
+            rest = process.communicate(timeout=100)
         assert process.returncode == 130
         assert rest == ("", "")
 
@@ -1025,7 +1025,7 @@ main()
         assert process.stdout is not None
         assert process.stdout.readline() == "Run long\n"
         process.stdout.close()
-        assert process.wait(20) == 141
+        assert process.wait(100) == 141
         assert process.stderr is not None
         assert process.stderr.read() == ""
         process.stderr.close()
@@ -1040,7 +1040,7 @@ main()
                 stderr=subprocess.PIPE,
                 env=clean_environment(PYTHONUNBUFFERED=unbuffered),
                 text=True,
-                timeout=20,
+                timeout=100,
             )
         assert finished.returncode == 3
         assert finished.stderr == "error: No space left on device\n"
@@ -1051,7 +1051,7 @@ main()
         sink.close()
 
         process = command("runs", "--store", str(store), PYTHONIOENCODING="latin-1")
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=100)
         assert (process.returncode, errors) == (0, "")
         assert "to \\u65e5\\u672c" in output
 
@@ -1069,7 +1069,7 @@ class TestDemo:
             TCC_API_KEY="key",
             TCC_URL="http://127.0.0.1:9",
         )
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=100)
         assert (process.returncode, errors) == (0, "")
         return path, output
 
@@ -1196,7 +1196,7 @@ run.prompt("a").end()
         assert process.stdout.readline() == "True\n"
 
         (directory,) = loaded("status")["directories"]
-        process.communicate("\n", timeout=20)
+        process.communicate("\n", timeout=100)
 
         assert (directory["own"], directory["exporter"]) == (True, True)
         (ring,) = directory["rings"]
@@ -1239,7 +1239,7 @@ class TestExport:
         store = tmp_path / "out.db"
 
         process = command("export", "--once", "--to", f"store:{store}", PICOSTEP_DIR=str(ring_base))
-        output, log = process.communicate(timeout=30)
+        output, log = process.communicate(timeout=100)
 
         assert (process.returncode, output) == (0, "")
         assert "all rings are empty" in log
@@ -1257,7 +1257,7 @@ class TestExport:
                 wait_until(lambda: store.exists() and _count(store, "runs") == count, 20, f"{count} runs")  # noqa: B023
         finally:
             process.send_signal(signal.SIGTERM)
-            _, log = process.communicate(timeout=20)
+            _, log = process.communicate(timeout=100)
         assert process.returncode == 0
         messages = [json.loads(line) for line in log.splitlines()]
         assert messages[-1]["message"] == "stopped"
@@ -1273,7 +1273,7 @@ class TestExport:
             wait_until(lambda: all(entry["exporter"] for entry in loaded("status")["directories"]), 10)
 
             once = command(*options, "--once", PICOSTEP_DIR=str(ring_base))
-            _, log = once.communicate(timeout=20)
+            _, log = once.communicate(timeout=100)
             assert once.returncode == 3
             assert "another exporter is at work" in log
 
@@ -1283,12 +1283,12 @@ class TestExport:
                 pass
         finally:
             first.send_signal(signal.SIGINT)
-            first.communicate(timeout=20)
+            first.communicate(timeout=100)
         assert first.returncode == 0
         while "serving" not in second.stderr.readline():
             pass
         second.send_signal(signal.SIGTERM)
-        second.communicate(timeout=20)
+        second.communicate(timeout=100)
         assert second.returncode == 0
 
 

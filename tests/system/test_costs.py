@@ -440,11 +440,8 @@ def random_step(draw: random.Random, names: list[tuple[str, str]]) -> picostep.S
     return made
 
 
-def test_the_exporter_and_the_step_agree(
-    configure: Callable[..., None], tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_the_exporter_and_the_step_agree(configure: Callable[..., None], tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
-    record_property("seed", seed)
     print(f"seed {seed}")
     draw = random.Random(seed)
     table = prices.builtin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def loaded_by(statement: str, *args: str) -> set[str]:
     )
     command = [sys.executable, "-I", "-S", "-W", "error", "-c", code, str(PACKAGE.parent), *args]
     done = subprocess.run(
-        command, env=clean_environment(), capture_output=True, text=True, timeout=30, check=False
+        command, env=clean_environment(), capture_output=True, text=True, timeout=100, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     return set(done.stdout.split())
@@ -108,10 +109,25 @@ def test_every_host_module_is_listed() -> None:
         path.name.partition(".")[0] for path in PACKAGE.iterdir() if path.suffix in (".py", ".so", ".pyd")
     }
 
-    others = {"__init__", "__main__", "_payload", "amounts", "demo", "payload", "record"}
+    others = {"__init__", "__main__", "_payload", "amounts", "asgi", "demo", "payload", "record", "redaction"}
     assert found - others == {name.partition(".")[2].partition(".")[0] for name in HOST_MODULES[1:]} - {
         "settings"
     }
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("config", {"get_api_key", "get_url"}),
+        ("redaction", {"PRESET", "rules_in", "rules_of"}),
+    ],
+)
+def test_names_of_the_reference_can_be_imported(module: str, names: set[str]) -> None:
+    """Both modules are found by the names that contextcompany gives its own; `test_layers` has the rooms."""
+    found = import_module(f"picostep.{module}")
+    assert set(found.__all__) == names
+    assert all(callable(getattr(found, name)) for name in names - {"PRESET"})
+    assert import_module(f"contextcompany.{module}")
 
 
 def test_every_name_is_there() -> None:

@@ -130,7 +130,7 @@ def host(
             assert process.stdin
             process.stdin.close()
             try:
-                process.wait(10)
+                process.wait(100)
             finally:
                 process.kill()
 
@@ -154,7 +154,7 @@ def told(base: Path, out: Path) -> dict[str, bytes]:
         [sys.executable, "-m", "picostep", "status", "--json"],
         env=clean_environment(**environment),
         capture_output=True,
-        timeout=30,
+        timeout=100,
         check=False,
     )
     places = {"status": status.stdout + status.stderr}
@@ -211,7 +211,7 @@ def test_canaries(
                 [sys.executable, "-m", "picostep", "export", "--once"],
                 env=clean_environment(**(env | {"TCC_API_KEY": KEY, "PICOSTEP_TO": ",".join(to)})),
                 capture_output=True,
-                timeout=30,
+                timeout=100,
                 check=False,
             )
             assert ingest.items(), done.stderr

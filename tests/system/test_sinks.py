@@ -206,7 +206,7 @@ def test_answer_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic()
     with talkative(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", drip=b"x") as url:
         assert tcc(url).deliver([step()]) == {}
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -224,7 +224,7 @@ def test_head_that_never_ends(monkeypatch: pytest.MonkeyPatch, drip: bytes, tls:
         sink = tcc(url.replace("http://", "https://") if tls else url)
         with pytest.raises(RetryLater):
             sink.deliver([step()])
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_https_goes_through_a_tunnel(ingest: Ingest, monkeypatch: pytest.MonkeyP
             tcc("https://collector.invalid").deliver([step()])
 
 
-@pytest.mark.parametrize("key", ["a\nb", "a\r\nX-Other: 1", "a\0", "\u20ac", "", None])
+@pytest.mark.parametrize("key", ["a\nb", "a\r\nX-Other: 1", "a\0", "\x85", "\u2026", "", None])
 def test_key_that_no_header_can_carry(key: str | None) -> None:
     url = "http://127.0.0.1/v1/custom"
     with pytest.raises(ConfigError) as raised:

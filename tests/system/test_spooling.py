@@ -90,7 +90,7 @@ def exporting(rig: Rig, base: Path | None, *sinks: Taker, **options: Any) -> Ite
         yield stop
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(100)
         directory.close()
         assert not thread.is_alive()
 
@@ -148,7 +148,7 @@ def test_without_a_spool_records_wait_in_the_ring(rig: Rig) -> None:
 def test_slow_sink_holds_up_no_other(rig: Rig, base: Path) -> None:
     """One hangs inside a request; the other gets everything, and the ring is emptied."""
     good, hung, release = Taker(), Taker(), threading.Event()
-    hung.trouble = lambda records: release.wait(20.0) and None
+    hung.trouble = lambda records: release.wait(100) and None
     with exporting(rig, base, hung, good):
         record_some(100)
         wait_until(lambda: good.taken == [*range(100)], 10.0)
@@ -178,7 +178,7 @@ def test_slower_sink_does_not_set_the_pace(rig: Rig, base: Path, monkeypatch: py
 def test_taken_after_it_was_spooled(rig: Rig, base: Path) -> None:
     """A request that was merely slow: what it brought over leaves the spool, and is not sent again."""
     sink, release = Taker(), threading.Event()
-    sink.trouble = lambda records: release.wait(20.0) and None
+    sink.trouble = lambda records: release.wait(100) and None
     with exporting(rig, base, sink):
         record_some(30)
         settle(rig, in_spool=30)
@@ -193,7 +193,7 @@ def test_part_of_it_taken_after_it_was_spooled(rig: Rig, base: Path) -> None:
 
     def first_slow_then_partial(records: Sequence[Record]) -> None:
         if next(calls) == 0:
-            release.wait(20.0)
+            release.wait(100)
             sink.taken += ids(records)[:4]
             refused = Refused("why", known=False)
             raise RetryLater("http 503", delivered=4, unencodable={1: "why", 2: refused})
@@ -393,8 +393,8 @@ def test_flush_waits_for_delivery_and_exit_for_the_spool(
         "PICOSTEP_EXPORTER": exporter,
     }
     ingest.default = Reply(503)
-    done = run_python(SPOOLED, env)
-    assert time.monotonic() - float(done.stdout) < 1.5, "it waited for a backend that is away"
+    done = run_python(SPOOLED, {**env, "PICOSTEP_EXIT_TIMEOUT": "100"}, timeout=60.0)
+    assert time.monotonic() - float(done.stdout) < 50.0, "it waited for a backend that is away"
     assert "not delivered" not in done.stderr
     ingest.take()
     ingest.default = Reply()

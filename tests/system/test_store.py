@@ -19,6 +19,7 @@ import pytest
 
 import old_store
 from picostep._ring import JSONText
+from picostep.record import FIELDS
 from picostep.sinks import RetryLater
 from picostep.sinks.store import StoreSink
 from picostep.store.read import AmbiguousRun, Cursor, GroupBy, NoStore, StoreReader
@@ -94,6 +95,7 @@ class TestSchema:
         assert documented[1].split(";\n") == found
         assert rows(path, "PRAGMA user_version") == [(1,)]
         assert rows(path, "SELECT minor FROM picostep_layout") == [(1,)]
+        assert re.findall(r"^\| (\d+\.\d+) \|", DOCS.read_text(), re.MULTILINE)[-1] == "1.1"
 
     def test_the_documented_queries_work(self, sink: StoreSink, path: Path) -> None:
         sink.deliver([step(model_used="m", status_code=2, status_message="why")])
@@ -382,6 +384,11 @@ class TestLayouts:
         for table in ("runs", "tool_calls", "feedback"):
             assert rows(path, f"SELECT count(*) FROM {table}") == [(1,)]
 
+    def test_what_was_added_may_be_empty(self) -> None:
+        """SQLite adds no other column to rows that are there, and an older exporter could not fill it."""
+        assert [each.name for each in FIELDS if each.since and "NOT NULL" in (each.column or "")] == []
+        assert {each.name for each in FIELDS if each.since} == {"traceparent"}
+
     def test_one_of_layout_1_0_is_brought_up_to_date(self, old: Path, tmp_path: Path) -> None:
         sink = StoreSink(str(old))
         sink.deliver([step(step_id="new", traceparent=TRACEPARENT)])
@@ -653,6 +660,7 @@ class TestTrouble:
     def test_a_full_disk_loses_nothing_that_was_there(self, path: Path) -> None:
         code = """
 import resource, sys
+from picostep.record import FIELDS
 from picostep.sinks import RetryLater
 from picostep.sinks.store import StoreSink
 step = dict(kind="step", run_id="r", start_ns=1, end_ns=2, status_code=0, seq=0, prompt="x" * 10_000)
@@ -705,6 +713,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         batches, size = 40, 20
         writer = f"""
 import sys
+from picostep.record import FIELDS
 from picostep.sinks import RetryLater
 from picostep.sinks.store import StoreSink
 sink = StoreSink(sys.argv[1])
@@ -742,7 +751,7 @@ for batch in range({batches}):
         sink.deliver([step()])
         thread = threading.Thread(target=sink.close)
         thread.start()
-        thread.join(10)
+        thread.join(100)
 
         assert sink.deliver([step()]) == {}
 

@@ -88,7 +88,7 @@ class Host:
 
     def end(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=100)
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -234,7 +234,7 @@ input()
         with pytest.raises(NoAnswer, match=r"^needs pip install 'picostep\[metrics\]' where it runs$"):
             ask(directory)
     finally:
-        process.communicate("\n", timeout=20)
+        process.communicate("\n", timeout=100)
 
 
 def test_no_exporter(directory: RingDir) -> None:
@@ -288,7 +288,7 @@ def test_answers_of_something_else(directory: RingDir, said: bytes) -> None:
         connection, _ = server.accept()
         with connection:
             connection.sendall(said)
-        out, _ = reader.communicate(timeout=20)
+        out, _ = reader.communicate(timeout=100)
     assert re.fullmatch("(is of another version|answers what cannot be read)\n", out)
 
 
@@ -370,7 +370,7 @@ def test_several_exporters(host: Host, settings: dict[str, str], tmp_path: Path)
         assert watch.scan().models == {}
     finally:
         sidecar.terminate()
-        sidecar.wait(20)
+        sidecar.wait(100)
         other.end()
         external.end()
 
@@ -445,7 +445,7 @@ def test_json(host: Host, settings: dict[str, str]) -> None:
     told, out = recorded_during(command(settings, "--json", "-i", "1", stdout=subprocess.PIPE), host)
     found = json.loads(out)
     assert (found["exporters"], found["hosts"], found["problems"]) == (1, 1, {})
-    assert 1 <= found["seconds"] < 10
+    assert 1 <= found["seconds"] < 60
     total, count = found["total"], found["total"]["steps"]
     assert count > 0
     spans = [told[first : first + count] for first in range(len(told) - count + 1)]
@@ -500,7 +500,7 @@ def test_on_a_terminal(settings: dict[str, str]) -> None:
         finally:
             host.end()
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(100) == 130
         assert shows(b"\x1b[?1049h")
         restored = seen.rindex(b"\x1b[?1049l")
         assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -45,11 +44,3 @@ def test_stubs_say_what_is_there(tmp_path: Path) -> None:
     )
 
     assert "Success" in out
-
-
-def test_editors_show_what_help_shows() -> None:
-    """The docstrings of a stub are those of its module: `python tools/stubs.py --write` copies them."""
-    tool = HERE.parent / "tools" / "stubs.py"
-    if not tool.exists():
-        pytest.skip("needs a checkout")
-    assert runpy.run_path(str(tool))["differences"]() == []

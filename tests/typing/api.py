@@ -73,6 +73,7 @@ tcc.configure(to=["stdout", "store"], exporter="thread", ring_bytes=1 << 20, mis
 # Misuse that a type checker finds.
 tcc.Run()  # type: ignore[call-arg]
 tcc.step()  # type: ignore[call-arg]
+tcc.configure(ring_size=1 << 20)  # type: ignore[arg-type]
 tcc.step(b"run")  # type: ignore[arg-type]
 tcc.run(conversational="yes")  # type: ignore[arg-type]
 tcc.run(traceparent=b"00-")  # type: ignore[arg-type]

@@ -5,21 +5,26 @@ from __future__ import annotations
 import marshal
 import os
 import pickle
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
+import contextcompany
 import numpy as np
 import pytest
 from contextcompany import config as reference
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import picostep
 from picostep.errors import ConfigError, PicostepError
 from picostep.settings.destination import Destination, resolve_destination
-from picostep.settings.table import Settings
+from picostep.settings.table import Limits, Settings
 from picostep.settings.urls import default_store, get_api_key, get_url
+from support import Ingest, run_python
 
 INGEST = "https://api.thecontext.company/v1/custom"
 FEEDBACK = "https://api.thecontext.company/v1/feedback"
@@ -267,6 +272,46 @@ def test_default_store_without_home(monkeypatch: pytest.MonkeyPatch) -> None:
         default_store()
 
 
+# In a process of its own: each way for a key to come in, and for one that no header carries to be refused.
+KEYS = """
+import os
+import picostep as tcc
+
+def refused(call):
+    for bad in ("cl\u2026", "cl\u00e9\\n", "cl\\x85"):
+        try:
+            call(bad)
+        except tcc.ConfigError as error:
+            assert "character at position" in str(error) and "cl" not in str(error).split(":")[1], error
+        else:
+            raise AssertionError(ascii(bad))
+
+def by_variable(key):
+    before, os.environ["TCC_API_KEY"] = os.environ["TCC_API_KEY"], key
+    try:
+        tcc.configure()
+    finally:
+        os.environ["TCC_API_KEY"] = before
+
+refused(by_variable)
+refused(lambda key: tcc.configure(api_key=key))
+ways = {
+    "run": lambda key: tcc.run(api_key=key).prompt("p").response("r").end(),
+    "step": lambda key: tcc.step("r", api_key=key).prompt("p").response("r").end(),
+    "call": lambda key: tcc.tool_call("r", tool_name="t", api_key=key).end(),
+    "sent": lambda key: tcc.send_step("r", prompt="p", response="r", api_key=key),
+    "feedback": lambda key: tcc.submit_feedback("r", "thumbs_up", api_key=key),
+}
+tcc.send_step("r", prompt="p", response="r")
+for name, way in ways.items():
+    refused(way)
+    way(f"cl\u00e9-{name}")
+tcc.configure(api_key="cl\u00e9-configured")
+tcc.send_step("r", prompt="p", response="r")
+assert tcc.flush(20), tcc.stats()
+"""
+
+
 # --- destinations -----------------------------------------------------------------------------------------
 
 
@@ -385,6 +430,30 @@ class TestDestination:
 
     def test_a_latin_1_key_is_fine(self) -> None:
         assert resolve_destination(Settings.resolve(), api_key="schlüssel").api_key == "schlüssel"
+
+    @pytest.mark.parametrize("exporter", ["process", "thread"])
+    def test_one_rule_for_keys_wherever_they_come_from(
+        self, exporter: str, ring_base: Path, ingest: Ingest
+    ) -> None:
+        """What no header carries is refused where it is given, and all else arrives as it is."""
+        env = {"PICOSTEP_DIR": str(ring_base), "TCC_BASE_URL": ingest.url, "PICOSTEP_EXPORTER": exporter}
+        run_python(KEYS, {**env, "TCC_API_KEY": "clé-variable"})
+
+        arrived = {request.headers["authorization"] for request in ingest.requests}
+        names = ("variable", "configured", "run", "step", "call", "sent", "feedback")
+        assert arrived == {f"Bearer clé-{name}" for name in names}
+
+    def test_the_reference_sends_latin_1_and_nothing_else(
+        self, ingest: Ingest, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with environment(TCC_BASE_URL=ingest.url):
+            for key in ("clé", "cl…"):
+                run = contextcompany.run(api_key=key)
+                run.prompt("p").response("r")
+                run.end()
+
+        assert [request.headers["authorization"] for request in ingest.requests] == ["Bearer clé"]
+        assert "latin-1" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         "url",
@@ -544,6 +613,8 @@ class TestSettings:
             ("PICOSTEP_SPOOL", "off", "spool", ""),
             ("PICOSTEP_SPOOL_BYTES", "1048576", "spool_bytes", 2**20),
             ("PICOSTEP_SPOOL_AGE", "3600", "spool_age", 3600.0),
+            ("PICOSTEP_SPOOL_AGE", "0.5", "spool_age", 0.5),
+            ("PICOSTEP_SPOOL_AGE", "31622400", "spool_age", 366 * 86400.0),
             ("PICOSTEP_EXIT_TIMEOUT", "0", "exit_timeout", 0.0),
             ("PICOSTEP_EXIT_TIMEOUT", "1.5", "exit_timeout", 1.5),
             ("PICOSTEP_MISUSE", "log", "misuse", "log"),
@@ -613,6 +684,9 @@ class TestSettings:
             ("PICOSTEP_BATCH_BYTES", "1023"),
             ("PICOSTEP_BATCH_BYTES", "67108865"),
             ("PICOSTEP_SPOOL_BYTES", "1048575"),
+            ("PICOSTEP_SPOOL_AGE", "0"),
+            ("PICOSTEP_SPOOL_AGE", "-0.0"),
+            ("PICOSTEP_SPOOL_AGE", "1e-400"),
             ("PICOSTEP_SPOOL_AGE", "-1"),
             ("PICOSTEP_SPOOL_AGE", "31622401"),
             ("PICOSTEP_EXIT_TIMEOUT", "-1"),
@@ -663,7 +737,8 @@ class TestSettings:
             ("exit_timeout", None.__class__),
             ("misuse", "warn"),
             ("otlp_content", 1),
-            ("debug", 3),
+            ("spool_age", 0),
+            ("spool_age", False),
             ("api_key", 7),
             ("tcc_url", 7),
         ],
@@ -678,9 +753,76 @@ class TestSettings:
 
         assert (found.ring_bytes, found.disabled, found.to) == (2**20, False, ("stdout",))
 
-    def test_an_unknown_setting(self) -> None:
-        with pytest.raises(TypeError, match="ring_size"):
-            Settings.resolve(ring_size=5)  # type: ignore[call-arg]
+    @pytest.mark.parametrize(
+        ("name", "nearest"),
+        [
+            ("ring_size", "ring_bytes"),
+            ("Spool_Age", "spool_age"),
+            ("apikey", "api_key"),
+            ("url", "tcc_url"),
+            ("PICOSTEP_TO", "to"),
+            ("batch_record", "batch_records"),
+        ],
+    )
+    def test_an_unknown_setting_is_answered_with_the_nearest(self, name: str, nearest: str) -> None:
+        """A program may have caught the TypeError that Python raises for this."""
+        for expected in (ConfigError, TypeError):
+            with pytest.raises(expected, match=rf"^{name}: .*nearest is {nearest}$") as caught:
+                picostep.configure(**{name: "".join(["sec", "ret"])})  # type: ignore[arg-type]
+            shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+            assert "secret" not in "".join(shown.format())
+
+    def test_an_unknown_setting_that_is_near_none(self) -> None:
+        with pytest.raises(ConfigError, match=r"^xyzzy: .*there are api_key, batch_bytes, .*, to$"):
+            picostep.configure(xyzzy=1, to="stdout")  # type: ignore[arg-type]
+
+    def test_what_is_a_variable_alone_is_no_argument(self) -> None:
+        with pytest.raises(ConfigError, match=r"^debug: there is no such setting"):
+            picostep.configure(debug=True)  # type: ignore[arg-type]
+
+    def test_a_sink_given_twice_is_one(self) -> None:
+        assert Settings.resolve(to=["stdout", "tcc", "stdout"]).to == ("stdout", "tcc")
+        assert Settings.resolve(to=["jsonl:/a/b", "jsonl:/a/./b"]).to == ("jsonl:/a/b",)
+
+    @pytest.mark.parametrize("setting", ["prices", "redact"])
+    def test_a_key_twice_in_a_file_is_named(self, setting: str, tmp_path: Path) -> None:
+        texts = {"twice.json": '{"model": {}, "model": {}}'}
+        if sys.version_info >= (3, 11):
+            texts["twice.toml"] = "model = 1\nmodel = 2\n"
+        for name, text in texts.items():
+            path = tmp_path / name
+            path.write_text(text)
+            for give in ({setting: path}, {}):
+                with environment(**{} if give else {f"PICOSTEP_{setting.upper()}": str(path)}):
+                    with pytest.raises(ConfigError) as caught:
+                        Settings.resolve(**give)
+                    assert str(path) in str(caught.value)
+                    assert "twice" in str(caught.value).replace(str(path), "") or "line 2" in str(
+                        caught.value
+                    )
+
+    def test_what_the_exporter_is_told(self) -> None:
+        """One value, which travels as plain values and cannot be changed."""
+        given = {
+            "spool": "/s",
+            "spool_bytes": 2**20,
+            "spool_age": 1.5,
+            "batch_records": 7,
+            "batch_bytes": 2048,
+        }
+        with environment(TCC_DEBUG="1"):
+            settings = Settings.resolve(**given, api_key="secret", to="tcc")
+
+        limits = Limits(marshal.loads(marshal.dumps(settings.limits.as_dict())))
+
+        assert limits.as_dict().items() >= {**given, "debug": True}.items()
+        assert not limits.as_dict().keys() & {"to", "api_key", "exporter", "ring_bytes"}
+        assert (limits.spool_bytes, limits.debug) == (2**20, True)
+        for value in (limits, settings):
+            with pytest.raises(AttributeError, match="immutable"):
+                value.spool_bytes = 1  # type: ignore[misc]
+            with pytest.raises(AttributeError, match="immutable"):
+                del value.spool_bytes
 
     def test_numpy_sizes_and_path_objects(self, tmp_path: Path) -> None:
         found = Settings.resolve(ring_bytes=np.int64(2**20), dir=tmp_path)  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def test_blocks(tmp_path: Path) -> None:
         str(tmp_path / "blocks"),
         str(tmp_path / "blocks.c"),
     ]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=100)
     random = Random(1)
     asked = [
         (bytes(32), 0),

@@ -723,7 +723,7 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
 
     def run(number: int) -> None:
         try:
-            barrier.wait(10)
+            barrier.wait(100)
             work(number)
         except BaseException as problem:
             problems.append(problem)
@@ -732,7 +732,7 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(100)
     if problems:
         raise problems[0]
 

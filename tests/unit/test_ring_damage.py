@@ -223,7 +223,9 @@ def test_losses_are_counted_where_they_lie(rig: Rig) -> None:
     assert ids(reader.read(100, 1 << 20)) == [5, 6, 8, 9]
     reader.release(middle, 5)
     assert reader.counters()["dropped"]["corrupt"] == 0
-    reader.rewind()
+    reader.close()
+    reader = rig.reader()
+    assert not reader.alive()
     assert ids(drain(reader)) == [5, 6, 8, 9]
     assert reader.counters()["dropped"]["corrupt"] == 1
     assert reader.counters()["delivered"] == 9
@@ -260,15 +262,14 @@ def test_a_host_that_died_inside_end(rig: Rig, committed: bool) -> None:
         fcntl.flock(alive, fcntl.LOCK_EX)
         reader = rig.reader()
         assert reader.alive()
-        assert ids(reader.read(100, 1 << 20)) == [0, 1, 2, 3]
+        assert ids(drain(reader)) == [0, 1, 2, 3]
     assert not reader.alive()
-    reader.rewind()
-    there = [0, 1, 2, 3, 4] if committed else [0, 1, 2, 3]
-    assert ids(drain(reader)) == there
+    assert ids(drain(reader)) == ([4] if committed else [])
     counters = reader.counters()
     reader.close()
-    assert counters["accepted"] == counters["delivered"] == len(there)
-    assert counters["torn"] == 5 - len(there)
+    whole = 5 if committed else 4
+    assert counters["accepted"] == counters["delivered"] == whole
+    assert counters["torn"] == 5 - whole
     assert counters["dropped"]["corrupt"] == 0
 
 
@@ -305,7 +306,8 @@ def test_hostile_header(image: Image, name: str, living: bool) -> None:
             assert reader.backlog >= 0
             records = list(drain(reader, 7))
             counters = reader.counters()
-            reader.rewind()
+            reader.close()
+            reader = RingReader(str(image.path))
             assert reader.read(10, 1000) == []
             reader.close()
         assert {repr(sorted(record.items())) for record in records} <= true

@@ -276,11 +276,6 @@ class RingMachine(RuleBasedStateMachine):
             self.release()
 
     @rule()
-    def deliver_fails(self) -> None:
-        self.reader.rewind()
-        self.read = 0
-
-    @rule()
     def exporter_restarts(self) -> None:
         self.reader.close()
         self.open_reader()

@@ -291,7 +291,8 @@ def test_runs_of_a_dead_host(rig: Rig, dead: Dead) -> None:
     assert reader.fail_open_runs() == 0, "only when the rest is out"
     assert len(reader.read(2, 1 << 20)) == 2
     assert reader.fail_open_runs() == 0
-    reader.rewind()
+    reader.close()
+    reader = dead.reopen()
     records = dead.all(reader)
     counters = dead.check(reader)
     reader.close()

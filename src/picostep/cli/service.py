@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from picostep.errors import ConfigError
-from picostep.exporter.build import Limits, open_exporter, wait_for_lock
+from picostep.exporter.build import open_exporter, wait_for_lock
 from picostep.exporter.process import SignalStop, tune_interpreter
 from picostep.exporter.top_socket import TopSocket
 from picostep.ringdir import EXTERNAL, base, open_dir
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from picostep.metrics.publish import Publisher
     from picostep.ringdir import RingDir
     from picostep.settings.destination import Destination
-    from picostep.settings.table import Settings
+    from picostep.settings.table import Limits, Settings
     from picostep.sinks import Sink
 
 __all__ = ["log_to_stderr", "serve"]
@@ -74,9 +74,7 @@ def serve(settings: Settings, once: bool, metrics: Sequence[str] = ()) -> list[s
     with _publisher(metrics) as publisher:
         for name in dict.fromkeys((EXTERNAL, target.fingerprint)):
             directory = open_dir(base(settings.dir), name, create=True)
-            posts.append(
-                _Post(directory, open_sinks(target), target, Limits.of(settings), publisher, stop, once)
-            )
+            posts.append(_Post(directory, open_sinks(target), target, settings.limits, publisher, stop, once))
         tune_interpreter()
         log.info("exporting to %s", ", ".join(target.to))
         # One thread for each: a directory that another exporter still serves must not keep the others

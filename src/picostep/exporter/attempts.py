@@ -121,7 +121,7 @@ class Attempts:
             self.apply_backoff(answer)
 
     def apply_backoff(self, answer: Answer) -> None:
-        """Note when to go on; for an answer to records that are no concern of this outlet any more, too."""
+        """Note when to go on; also for an answer to records that are no concern of ours any more."""
         if answer.failure:
             self._fail(answer.failure, answer.after)
         elif not answer.rejected:

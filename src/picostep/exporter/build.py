@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from picostep.exporter.loop import Exporter
 from picostep.exporter.spool import open_spools
@@ -16,26 +16,12 @@ if TYPE_CHECKING:
     from picostep.payload import Record
     from picostep.ringdir import RingDir
     from picostep.settings.destination import Destination
-    from picostep.settings.table import Settings
+    from picostep.settings.table import Limits
     from picostep.sinks import Sink
 
-__all__ = ["Limits", "open_exporter", "wait_for_lock"]
+__all__ = ["open_exporter", "wait_for_lock"]
 
 LOCK_EVERY = 0.5  # seconds between attempts to become the exporter of a directory
-
-
-class Limits(NamedTuple):
-    """What an exporter may hold, and send at once: settings that only it needs, by their names."""
-
-    spool: str
-    spool_bytes: int
-    spool_age: float
-    batch_records: int
-    batch_bytes: int
-
-    @classmethod
-    def of(cls, settings: Settings) -> Limits:
-        return cls(*(getattr(settings, name) for name in cls._fields))
 
 
 def open_exporter(
@@ -61,6 +47,8 @@ def open_exporter(
         directories, sinks, stop, rings, break_every, linger, once: As for `Exporter`.
 
         destination: Where the sinks lead to.
+
+        limits: What its spools may hold, and what it may send at once.
 
         observers: As for `preparation()`.
     """

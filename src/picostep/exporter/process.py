@@ -24,6 +24,7 @@ from picostep.errors import ConfigError
 if TYPE_CHECKING:
     from picostep.ringdir import RingDir
     from picostep.settings.destination import Destination
+    from picostep.settings.table import Limits
 
 __all__ = ["SignalStop", "main", "tune_interpreter"]
 
@@ -45,8 +46,7 @@ def main(config: dict[str, Any]) -> int:
 
     Args:
         config: `path` (unused here), `base` and `directory` (where the rings are), `lock_fd`, `destination`
-            (`Destination.as_dict()`), `spool` (directory, bytes, age in seconds), `batch_records`,
-            `batch_bytes`, `debug`.
+            (`Destination.as_dict()`), `limits` (`Limits.as_dict()`).
 
     Returns:
         Exit status: 0, or 3 when a sink cannot be opened.
@@ -54,14 +54,16 @@ def main(config: dict[str, Any]) -> int:
     _detach(config["lock_fd"])
     from picostep.ringdir import open_dir
     from picostep.settings.destination import Destination
+    from picostep.settings.table import Limits
 
     directory = open_dir(config["base"], config["directory"], create=False)
-    _log_to(directory, config["debug"])
-    return _export(directory, Destination.from_dict(config["destination"]), config)
+    limits = Limits(config["limits"])
+    _log_to(directory, limits.debug)
+    return _export(directory, Destination.from_dict(config["destination"]), limits)
 
 
-def _export(directory: RingDir, destination: Destination, config: dict[str, Any]) -> int:
-    from picostep.exporter.build import Limits, open_exporter
+def _export(directory: RingDir, destination: Destination, limits: Limits) -> int:
+    from picostep.exporter.build import open_exporter
     from picostep.exporter.rings import tell_hosts
     from picostep.exporter.top_socket import TopSocket
     from picostep.sinks import open_sinks
@@ -72,13 +74,12 @@ def _export(directory: RingDir, destination: Destination, config: dict[str, Any]
         log.error("cannot start: %s", error)
         tell_hosts(directory, str(error))
         return CANNOT_START
-    spool, spool_bytes, spool_age = config["spool"]
     top_socket = TopSocket(directory)
     exporter = open_exporter(
         [directory],
         sinks,
         destination,
-        Limits(spool, spool_bytes, spool_age, config["batch_records"], config["batch_bytes"]),
+        limits,
         stop=SignalStop(signal.SIGTERM),
         observers=[top_socket.add],
         linger=LINGER,

@@ -96,7 +96,7 @@ class Rings:
         if text != self._last_error:
             self._last_error = text
             for ring in self._rings:
-                ring.note(text)
+                ring.set_last_error(text)
 
     def close(self) -> None:
         while self._rings:
@@ -205,7 +205,7 @@ class DirectoryRings(Rings):
             pass  # gone, or no descriptors left
         else:
             ring.ended = self._ended
-            ring.note(self._last_error)
+            ring.set_last_error(self._last_error)
             self._ledger.open(ring)
             self._rings.append(ring)
 

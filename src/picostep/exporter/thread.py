@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from picostep._ring import RingReader
 from picostep.errors import ConfigError
-from picostep.exporter.build import Limits, open_exporter, wait_for_lock
+from picostep.exporter.build import open_exporter, wait_for_lock
 from picostep.exporter.rings import tell_hosts
 from picostep.ringdir import open_dir
 from picostep.sinks import open_sinks
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from picostep.exporter.loop import Exporter
     from picostep.ringdir import RingDir
     from picostep.settings.destination import Destination
-    from picostep.settings.table import Settings
+    from picostep.settings.table import Limits
     from picostep.sinks import Sink
 
 __all__ = ["export_private", "export_shared"]
@@ -37,18 +37,18 @@ log = logging.getLogger(__name__)
 _held: list[Callable[[], None]] = []  # close what a forked child must not keep: locks, above all
 
 
-def export_private(ring: HostRing, destination: Destination, settings: Settings) -> None:
+def export_private(ring: HostRing, destination: Destination, limits: Limits) -> None:
     """Export a ring in this process's own memory, for good."""
     try:
         sinks = open_sinks(destination)
     except ConfigError as error:
         log.error("cannot export: %s", error)
-        RingReader.of_private(ring).note(str(error))
+        RingReader.of_private(ring).set_last_error(str(error))
         return
-    _run_for_good(lambda: _exporter((), sinks, destination, settings, rings=(RingReader.of_private(ring),)))
+    _run_for_good(lambda: _exporter((), sinks, destination, limits, rings=(RingReader.of_private(ring),)))
 
 
-def export_shared(path: str, destination: Destination, settings: Settings) -> None:
+def export_shared(path: str, destination: Destination, limits: Limits) -> None:
     """Export the rings of a directory, for good, from the moment when no other exporter does."""
     directory = open_dir(os.path.dirname(path), os.path.basename(path), create=True)
     lock = wait_for_lock(directory, threading.Event())
@@ -63,21 +63,21 @@ def export_shared(path: str, destination: Destination, settings: Settings) -> No
         _held.remove(release)
         release()
         return
-    _run_for_good(lambda: _exporter((directory,), sinks, destination, settings))
+    _run_for_good(lambda: _exporter((directory,), sinks, destination, limits))
 
 
 def _exporter(
     directories: Sequence[RingDir],
     sinks: Sequence[Sink],
     destination: Destination,
-    settings: Settings,
+    limits: Limits,
     rings: Sequence[RingReader] = (),
 ) -> Exporter:
     return open_exporter(
         directories,
         sinks,
         destination,
-        Limits.of(settings),
+        limits,
         stop=threading.Event(),  # never set: the thread ends with the process
         rings=rings,
         break_every=BREAK_EVERY,

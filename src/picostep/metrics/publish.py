@@ -91,4 +91,4 @@ def _port(target: str) -> int:
 def _receiver(target: str, environ: Mapping[str, str]) -> Receiver:
     url = otlp_endpoint(target.removeprefix(_OTLP), "--metrics", _OTLP_PATH)
     # Receivers written in Rust take metrics as JSON, and lose them: opentelemetry-rust 2487 and 3527.
-    return Receiver(url, otel.plain(environ, "METRICS"), "--metrics", prefer_protobuf=True)
+    return Receiver(url, otel.otlp_rows(environ, "METRICS"), "--metrics", prefer_protobuf=True)

@@ -9,7 +9,7 @@ from typing import Any
 from picostep._cost import Cost, check_tokens
 from picostep.amounts import usd
 from picostep.errors import ArgumentTypeError
-from picostep.settings.prices import KEYS, MILLION, Plain, from_file, plain
+from picostep.settings.prices import KEYS, MILLION, Plain, prices_in, prices_of
 
 __all__ = ["Override", "Overrides", "describe"]
 
@@ -92,7 +92,7 @@ class Overrides:
     __slots__ = ("_prices", "id")
 
     def __init__(self, prices: Mapping[str | tuple[str, str], Mapping[str, Any]]) -> None:
-        self._fill(plain(prices))
+        self._fill(prices_of(prices))
 
     @classmethod
     def from_file(cls, path: str) -> Overrides:
@@ -105,7 +105,7 @@ class Overrides:
         Raises:
             ConfigError: The file cannot be read, or something in it cannot be used. It names the file.
         """
-        return cls.from_plain(from_file(path))
+        return cls.from_plain(prices_in(path))
 
     @classmethod
     def from_plain(cls, rows: Iterable[Iterable[Any]]) -> Overrides:

@@ -39,9 +39,9 @@ class Destination:
         send_computed_cost: Whether sink `tcc` is told what picostep computed.
 
         redact: What texts lose besides secrets in status messages, as
-            `picostep.settings.redact.plain()` gives it.
+            `picostep.settings.redact.rules_of()` gives it.
 
-        otlp: How sink `otlp` sends, with its headers, as `picostep.settings.otel.plain()` gives it, and
+        otlp: How sink `otlp` sends, with its headers, as `picostep.settings.otel.otlp_rows()` gives it, and
             `("content", "off")` where it leaves out texts.
     """
 
@@ -88,7 +88,8 @@ class Destination:
         put(self, "redact", tuple(tuple(rule) for rule in redact))
         put(self, "otlp", tuple(tuple(row) for row in otlp))
         state = self._state()
-        # What has no such rows keeps the digits that it had before there were any.
+        # Without such rows the digits are those of before there were any: a host of an older build that died
+        # with records in its ring left them in BASE/<digits>, where only equal digits find them.
         put(self, "_fingerprint", _fingerprint(state if self.otlp else state[:-1]))
 
     @property
@@ -215,7 +216,7 @@ def resolve_destination(
 def _otlp(settings: Settings) -> tuple[tuple[str, ...], ...]:
     from picostep.settings import otel
 
-    rows = otel.plain(environ)
+    rows = otel.otlp_rows(environ)
     return rows if settings.otlp_content else (*rows, ("content", "off"))
 
 

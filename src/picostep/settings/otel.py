@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 from picostep.errors import ConfigError
+from picostep.settings.table import Choice
+from picostep.settings.urls import header_carries
 
-__all__ = ["PROTOCOLS", "metric_interval", "plain"]
+__all__ = ["PROTOCOLS", "metric_interval", "otlp_rows"]
 
 PROTOCOLS = ("http/json", "http/protobuf")
-_COMPRESSIONS = ("none", "gzip")
+_PROTOCOL = Choice(*PROTOCOLS)
+_COMPRESSION = Choice("none", "gzip")
 _LONGEST_TIMEOUT = 300_000  # milliseconds
 _LONGEST_INTERVAL = 86_400_000
 _OURS = ("content-type", "content-encoding", "content-length", "transfer-encoding", "host")
@@ -19,7 +22,7 @@ _TOKEN = "!#$%&'*+-.^_`|~"  # what a header's name may hold besides letters and 
 Plain = tuple[tuple[str, ...], ...]
 
 
-def plain(environ: Mapping[str, str], signal: str = "TRACES") -> Plain:
+def otlp_rows(environ: Mapping[str, str], signal: str = "TRACES") -> Plain:
     """
     Check the variables.
 
@@ -41,9 +44,9 @@ def plain(environ: Mapping[str, str], signal: str = "TRACES") -> Plain:
     rows: list[tuple[str, ...]] = []
     protocol, name = _given(environ, signal, "PROTOCOL")
     if protocol:
-        rows.append(("protocol", _choice(protocol, name, PROTOCOLS)))
+        rows.append(("protocol", _PROTOCOL(protocol, name)))
     compression, name = _given(environ, signal, "COMPRESSION")
-    if compression and _choice(compression, name, _COMPRESSIONS) != "none":
+    if compression and _COMPRESSION(compression, name) != "none":
         rows.append(("compression", compression))
     timeout, name = _given(environ, signal, "TIMEOUT")
     if timeout:
@@ -73,12 +76,6 @@ def _given(environ: Mapping[str, str], signal: str, name: str) -> tuple[str, str
     return "", whole
 
 
-def _choice(value: str, name: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value[:80]!r}")
-    return value
-
-
 def _seconds(text: str, name: str, longest: int) -> str:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= longest):
         raise ConfigError(f"{name} must be a number of milliseconds from 1 to {longest}, got {text[:80]!r}")
@@ -99,7 +96,7 @@ def _headers(text: str, name: str) -> dict[str, str]:
             raise ConfigError(f"{name}: a header's name is letters, digits and {_TOKEN}")
         if key in _OURS:
             raise ConfigError(f"{name}: header {key!r} is set by the sink itself")
-        if any(not (" " <= char < "\x7f" or "\xa0" <= char <= "\xff") for char in value):
+        if not all(map(header_carries, value)):
             raise ConfigError(f"{name}: the value of header {key!r} holds what no header can carry")
         headers[key] = value
     return headers

@@ -9,7 +9,7 @@ from picostep.amounts import in_pico
 from picostep.errors import ArgumentError, ArgumentTypeError, ConfigError
 from picostep.settings.files import read
 
-__all__ = ["KEYS", "MILLION", "Plain", "from_file", "plain"]
+__all__ = ["KEYS", "MILLION", "Plain", "prices_in", "prices_of"]
 
 MILLION = 1_000_000
 KEYS = ("input", "cached_input", "cache_write", "cache_write_1h", "output", "reasoning", "request")
@@ -24,7 +24,7 @@ Row = tuple[str | int, ...]
 Plain = tuple[Row, ...]
 
 
-def plain(prices: object) -> Plain:
+def prices_of(prices: object) -> Plain:
     """
     Check prices that code gives.
 
@@ -48,15 +48,15 @@ def plain(prices: object) -> Plain:
             rows.append(_row(key[0], key[1], rates))
         else:
             raise ConfigError(f"prices: a key must be a model or (provider, model), got {key!r}")
-    return _settled(rows)
+    return _in_order(rows)
 
 
-def from_file(path: str) -> Plain:
+def prices_in(path: str) -> Plain:
     """
     Check prices in a TOML or JSON file, as `picostep.prices.Overrides.from_file()` describes it.
 
     Returns:
-        Rows as of `plain()`.
+        Rows as of `prices_of()`.
 
     Raises:
         ConfigError: The file cannot be read, or something in it cannot be used. It names the file.
@@ -74,19 +74,19 @@ def from_file(path: str) -> Plain:
                     rows.append(_row("", name, entry))
                 else:
                     rows += [_row(name, model, rates) for model, rates in _mapping(entry, name).items()]
-        return _settled(rows)
+        return _in_order(rows)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _settled(rows: Iterable[Row]) -> Plain:
+def _in_order(rows: Iterable[Row]) -> Plain:
     """Put prices in order; refuse a second one of the same model: which of the two was meant?"""
-    settled: dict[Row, Row] = {}
+    found: dict[Row, Row] = {}
     for row in sorted(rows, key=lambda row: row[:2]):
-        if row[:2] in settled:
+        if row[:2] in found:
             raise ConfigError(f"prices: {row[1]!r} is there twice")
-        settled[row[:2]] = row
-    return tuple(settled.values())
+        found[row[:2]] = row
+    return tuple(found.values())
 
 
 def _row(provider: str, model: str, rates: object) -> tuple[str | int, ...]:

@@ -1,4 +1,4 @@
-"""What the setting `redact` may be: checked here, in the host; applied by the exporter (`export.redact`)."""
+"""What the setting `redact` may be: checked here, in the host; applied by `picostep.exporter.redact`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from picostep.errors import ConfigError
 from picostep.settings.files import read
 
-__all__ = ["PRESET", "from_file", "plain"]
+__all__ = ["PRESET", "rules_in", "rules_of"]
 
 PRESET = "secrets"
 _KEYS = ("secrets", "patterns", "function")
@@ -17,7 +17,7 @@ _KEYS = ("secrets", "patterns", "function")
 Plain = tuple[tuple[str, str], ...]
 
 
-def plain(value: object) -> Plain:
+def rules_of(value: object) -> Plain:
     """
     Check rules of redaction.
 
@@ -61,10 +61,10 @@ def plain(value: object) -> Plain:
     return tuple(rules)
 
 
-def from_file(path: str) -> Plain:
+def rules_in(path: str) -> Plain:
     """Return what the mapping in a TOML or JSON file asks for; raises ConfigError, which names the file."""
     try:
-        return plain(read(path, "redact"))
+        return rules_of(read(path, "redact"))
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(path) else f"{path}: {text}") from None

@@ -1,16 +1,16 @@
 """
-The settings of a process, from code and environment.
+The settings of a process: one row each, from which everything that deals with them is derived.
 
-Nothing is read when this module is imported, and nothing from files: an explicit argument wins over the
-environment, the environment over the default. A setting that cannot be used raises `ConfigError`, which
-names the variable or argument and says what is allowed.
+Nothing is read when this module is imported. An explicit argument wins over the environment, the environment
+over the default; a file is read only where a setting names one. A setting that cannot be used raises
+`ConfigError`, which names the variable or argument and says what is allowed.
 """
 
 from __future__ import annotations
 
 from os import PathLike, environ
 
-from picostep.errors import ConfigError
+from picostep.errors import ConfigError, UnknownSettingError
 from picostep.settings.urls import (
     OTLP_PATH,
     checked_key,
@@ -24,241 +24,193 @@ from picostep.settings.urls import (
 
 TYPE_CHECKING = False  # what type checkers take for typing.TYPE_CHECKING; the host need not load typing
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Any
+    from collections.abc import Callable, Mapping
+    from typing import Any, Generic, NoReturn, TypeVar
 
-__all__ = ["Settings"]
+    T = TypeVar("T")
+else:
+    T, Generic = None, {None: object}  # so that Generic[T] is a plain class here
 
-EXPORTERS = ("process", "thread", "external", "off")
-MISUSES = ("raise", "log")
+__all__ = ["TABLE", "Choice", "Limits", "Seconds", "Setting", "Settings", "Size", "Whole"]
+
 _BUILT_IN_SINKS = ("tcc", "jsonl", "otlp", "stdout", "store")
-
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
 
 
-class Settings:
+class Setting(Generic[T]):
     """
-    The settings of this process; immutable by convention, made by `Settings.resolve()`.
+    One row of the table.
 
-    Attributes:
-        to: Sink specs with absolute paths; empty if neither code nor environment chose (see
-            `resolve_destination()`).
+    Its name is that of the attribute that it is of a class, and of the argument of `configure()`.
 
-        dir: Absolute path under which the ring directories lie, or None for the platform's.
+    Args:
+        variable: The environment variable that is read when no argument is given; an empty one is not set.
 
-        exporter: `"process"`, `"thread"`, `"external"` or `"off"`.
+        check: Takes what was given, and the name by which it was given. Returns the value, or raises
+            ConfigError.
 
-        disabled: Whether recording is switched off.
+        default: What holds when nothing is given; or a function that finds it out.
 
-        ring_bytes: Size of a ring, a power of two from 256 KiB to 1 GiB; other numbers are rounded down to
-            one.
+        words: What it is and in which unit, for people.
 
-        spool: Absolute path of the directory of spools; "": there are none.
+        otherwise: What the default is, for people, where the value does not say it.
 
-        spool_bytes: What the spool of one sink may hold, 1 MiB to 1 TiB.
+        argument: Whether code can give it; else the variable alone can.
 
-        spool_age: Seconds after which spooled records are dropped, 1 to 366 days.
-
-        batch_records: Most records in one batch, 1 to 65,536.
-
-        batch_bytes: Size in bytes at which a batch is closed, 1 KiB to 64 MiB.
-
-        exit_timeout: Longest wait at exit of the host, in seconds, 0 to 3600.
-
-        misuse: `"raise"` or `"log"`: what a wrong call does.
-
-        prices: The user's own prices, as plain rows; see `picostep.prices.Overrides`.
-
-        send_computed_cost: Whether The Context Company is told costs that picostep computed.
-
-        redact: What texts lose, as pairs of text; see `picostep.settings.redact.plain()`.
-
-        otlp_content: Whether sink `otlp` sends texts.
-
-        debug: Whether to log through `logging`.
-
-        api_key: Key given to `configure()`, or None. Never shown.
-
-        tcc_url: Whole endpoint given to `configure()`, or None.
+        of_destination: Whether it goes into the `Destination` and is shown nowhere else. The variable is then
+            read by `resolve_destination()`, as a run with a key or URL of its own needs none.
     """
 
-    __slots__ = (
-        "api_key",
-        "batch_bytes",
-        "batch_records",
-        "debug",
-        "dir",
-        "disabled",
-        "exit_timeout",
-        "exporter",
-        "misuse",
-        "otlp_content",
-        "prices",
-        "redact",
-        "ring_bytes",
-        "send_computed_cost",
-        "spool",
-        "spool_age",
-        "spool_bytes",
-        "tcc_url",
-        "to",
-    )
+    __slots__ = ("argument", "check", "default", "name", "of_destination", "otherwise", "variable", "words")
 
-    to: tuple[str, ...]
-    dir: str | None
-    exporter: str
-    disabled: bool
-    ring_bytes: int
-    spool: str
-    spool_bytes: int
-    spool_age: float
-    batch_records: int
-    batch_bytes: int
-    exit_timeout: float
-    misuse: str
-    prices: tuple[tuple[str | int, ...], ...]
-    send_computed_cost: bool
-    redact: tuple[tuple[str, str], ...]
-    otlp_content: bool
-    debug: bool
-    api_key: str | None
-    tcc_url: str | None
-
-    @classmethod
-    def resolve(
-        cls,
+    def __init__(
+        self,
+        variable: str,
+        check: Callable[[Any, str], T],
+        default: T | Callable[[], T],
+        words: str,
+        otherwise: str = "",
         *,
-        to: str | Iterable[str] | None = None,
-        dir: str | None = None,
-        exporter: str | None = None,
-        disabled: bool | None = None,
-        ring_bytes: int | None = None,
-        spool: str | None = None,
-        spool_bytes: int | None = None,
-        spool_age: float | None = None,
-        batch_records: int | None = None,
-        batch_bytes: int | None = None,
-        exit_timeout: float | None = None,
-        misuse: str | None = None,
-        prices: Mapping[Any, Any] | str | PathLike[str] | None = None,
-        send_computed_cost: bool | None = None,
-        redact: str | list[str] | Mapping[str, Any] | PathLike[str] | None = None,
-        otlp_content: bool | None = None,
-        debug: bool | None = None,
-        api_key: str | None = None,
-        tcc_url: str | None = None,
-    ) -> Settings:
-        """
-        Settle every setting: explicit argument, else environment, else default.
+        argument: bool = True,
+        of_destination: bool = False,
+    ) -> None:
+        self.name = ""
+        self.variable = variable
+        self.check = check
+        self.default = default
+        self.words = words
+        self.otherwise = otherwise
+        self.argument = argument
+        self.of_destination = of_destination
 
-        Args:
-            to: One sink spec or several; else `PICOSTEP_TO`, comma separated. A spec is `tcc`, `stdout`,
-                `jsonl:PATH`, `store:PATH`, `store` (the default store), `otlp:URL` or the `name:rest` of an
-                installed sink.
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
 
-            dir: Else `PICOSTEP_DIR`.
+    if TYPE_CHECKING:  # at run time the values are in the instance, which comes first
 
-            exporter: Else `PICOSTEP_EXPORTER`, else `"process"`.
+        def __get__(self, owner: object, kind: type | None = None) -> T: ...
 
-            disabled: Else `PICOSTEP_DISABLED` (`1 true yes on`, `0 false no off`), else False.
-
-            ring_bytes: Else `PICOSTEP_RING_BYTES`, else 16 MiB.
-
-            spool: A directory or `"off"`; else `PICOSTEP_SPOOL`, else `default_spool()`.
-
-            spool_bytes: Else `PICOSTEP_SPOOL_BYTES`, else 1 GiB.
-
-            spool_age: Else `PICOSTEP_SPOOL_AGE`, else 7 days.
-
-            batch_records: Else `PICOSTEP_BATCH_RECORDS`, else 512.
-
-            batch_bytes: Else `PICOSTEP_BATCH_BYTES`, else 1 MiB.
-
-            exit_timeout: Else `PICOSTEP_EXIT_TIMEOUT`, else 2.0.
-
-            misuse: Else `PICOSTEP_MISUSE`, else `"raise"`.
-
-            prices: A mapping or the name of a file, as `picostep.prices.Overrides` describes them; else the
-                file named by `PICOSTEP_PRICES`.
-
-            send_computed_cost: Else `PICOSTEP_SEND_COMPUTED_COST`, else False.
-
-            redact: Rules as `picostep.settings.redact.plain()` takes them, or the name of a TOML or JSON
-                file with such a mapping; else `PICOSTEP_REDACT`, which is `secrets` or the name of a file.
-
-            otlp_content: Else `PICOSTEP_OTLP_CONTENT`, else True.
-
-            debug: Else `TCC_DEBUG` (`1` or `true`), else False.
-
-            api_key: Default key of `configure()`; `TCC_API_KEY` is looked up by `resolve_destination()`.
-
-            tcc_url: Default endpoint of `configure()`; `TCC_URL` is looked up by `resolve_destination()`.
-
-        Raises:
-            ConfigError: A setting cannot be used.
-        """
-        self = cls()
-        self.to = _sinks(*_given(to, "to", "PICOSTEP_TO"))
-        self.dir = _directory(*_given(dir, "dir", "PICOSTEP_DIR"))
-        self.exporter = _choice(*_given(exporter, "exporter", "PICOSTEP_EXPORTER"), EXPORTERS)
-        self.disabled = _flag(*_given(disabled, "disabled", "PICOSTEP_DISABLED"))
-        ring = _integer(*_given(ring_bytes, "ring_bytes", "PICOSTEP_RING_BYTES"), 2**18, 2**30, 2**24)
-        self.ring_bytes = 1 << (ring.bit_length() - 1)
-        self.spool = _spool(*_given(spool, "spool", "PICOSTEP_SPOOL"))
-        self.spool_bytes = _integer(
-            *_given(spool_bytes, "spool_bytes", "PICOSTEP_SPOOL_BYTES"), 2**20, 2**40, 2**30
-        )
-        self.spool_age = _seconds(
-            *_given(spool_age, "spool_age", "PICOSTEP_SPOOL_AGE"), 366 * 86400, 7 * 86400.0
-        )
-        self.batch_records = _integer(
-            *_given(batch_records, "batch_records", "PICOSTEP_BATCH_RECORDS"), 1, 2**16, 512
-        )
-        self.batch_bytes = _integer(
-            *_given(batch_bytes, "batch_bytes", "PICOSTEP_BATCH_BYTES"), 2**10, 2**26, 2**20
-        )
-        self.exit_timeout = _seconds(
-            *_given(exit_timeout, "exit_timeout", "PICOSTEP_EXIT_TIMEOUT"), 3600, 2.0
-        )
-        self.misuse = _choice(*_given(misuse, "misuse", "PICOSTEP_MISUSE"), MISUSES)
-        self.prices = _prices(*_given(prices, "prices", "PICOSTEP_PRICES"))
-        self.send_computed_cost = _flag(
-            *_given(send_computed_cost, "send_computed_cost", "PICOSTEP_SEND_COMPUTED_COST")
-        )
-        self.redact = _redact(*_given(redact, "redact", "PICOSTEP_REDACT"))
-        self.otlp_content = _flag(*_given(otlp_content, "otlp_content", "PICOSTEP_OTLP_CONTENT"), True)
-        if debug is None:
-            debug = environ.get("TCC_DEBUG", "").lower() in ("1", "true")
-        self.debug = _flag(debug, "debug")
-        self.api_key = checked_key(api_key, "api_key") if api_key else None
-        self.tcc_url = endpoint(tcc_url, "tcc_url") if tcc_url else None
-        return self
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values, without key and endpoint: those travel in `Destination`."""
-        return {name: getattr(self, name) for name in self.__slots__ if name not in ("api_key", "tcc_url")}
-
-    def __repr__(self) -> str:
-        return f"<Settings {' '.join(f'{name}={value!r}' for name, value in self.as_dict().items())}>"
+    def value(self, argument: object) -> T:
+        """Return the argument, else what the variable says, else the default; raises ConfigError."""
+        if argument is not None:
+            return self.check(argument, self.name)
+        text = "" if self.of_destination else environ.get(self.variable, "")
+        if text:
+            return self.check(text, self.variable)
+        default: Any = self.default
+        found: T = default() if callable(default) else default
+        return found
 
 
-def _given(argument: object, name: str, variable: str) -> tuple[Any, str]:
-    """Return the argument, else the variable (None if not set), and the name of it for messages."""
-    if argument is not None:
-        return argument, name
-    return environ.get(variable) or None, variable
+# ---- checks ------------------------------------------------------------------------------------------------
 
 
-def _sinks(value: object, name: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
+class Whole:
+    """Checks a whole number; `low` and `high` are allowed, too."""
+
+    __slots__ = ("high", "low")
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low = low
+        self.high = high
+
+    def __call__(self, value: Any, name: str) -> int:
+        number = None
+        if isinstance(value, str):
+            text = value.strip()
+            if text.isascii() and text.isdigit() and len(text) < 20:
+                number = int(text)
+        elif not isinstance(value, bool) and hasattr(value, "__index__"):
+            number = int(value.__index__())
+        if number is None or not self.low <= number <= self.high:
+            raise ConfigError(
+                f"{name} must be an integer from {self.low} to {self.high}, got {_shown(value)}"
+            )
+        return number
+
+
+class Size(Whole):
+    """Checks a number of bytes."""
+
+    __slots__ = ()
+
+
+class RingSize(Size):
+    """Checks the size of a ring, and rounds it down to a power of two."""
+
+    __slots__ = ()
+
+    def __call__(self, value: Any, name: str) -> int:
+        return 1 << (super().__call__(value, name).bit_length() - 1)
+
+
+class Seconds:
+    """Checks a number of seconds from 0 to `high`; `more`: more than 0."""
+
+    __slots__ = ("high", "more")
+
+    def __init__(self, high: int, *, more: bool = False) -> None:
+        self.high = high
+        self.more = more
+
+    def __call__(self, value: Any, name: str) -> float:
+        number = None
+        if not isinstance(value, bool) and isinstance(value, (str, int, float)):
+            try:
+                number = float(value)
+            except (ValueError, OverflowError):
+                number = None
+        # A NaN is not in the range either.
+        if number is None or not 0 <= number <= self.high or (self.more and not number):
+            low = "more than 0 and at most" if self.more else "from 0 to"
+            raise ConfigError(f"{name} must be a number of seconds {low} {self.high}, got {_shown(value)}")
+        return number
+
+
+class Choice:
+    """Checks for one of some words."""
+
+    __slots__ = ("allowed",)
+
+    def __init__(self, *allowed: str) -> None:
+        self.allowed = allowed
+
+    def __call__(self, value: Any, name: str) -> str:
+        if isinstance(value, str) and value in self.allowed:
+            return value
+        raise ConfigError(f"{name} must be one of {', '.join(self.allowed)}, got {_shown(value)}")
+
+
+def _flag(value: Any, name: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in _TRUE or word in _FALSE:
+            return word in _TRUE
+    raise ConfigError(f"{name} must be 1, true, yes or on, or 0, false, no or off, got {_shown(value)}")
+
+
+def _debug(value: str, name: str) -> bool:
+    return value.lower() in ("1", "true")  # nothing else counts, and nothing is refused, as in the reference
+
+
+def _key(value: Any, name: str) -> str | None:
+    return checked_key(value, name) if value else None
+
+
+def _endpoint(value: Any, name: str) -> str | None:
+    return endpoint(value, name) if value else None
+
+
+def _sinks(value: Any, name: str) -> tuple[str, ...]:
     if isinstance(value, str):
         # Only the variable is a list: a path given in code may hold commas.
         specs: list[object] = list(value.split(",")) if name == "PICOSTEP_TO" else [value]
     else:
         try:
-            specs = list(value)  # type: ignore[call-overload]
+            specs = list(value)
         except TypeError:
             raise ConfigError(f"{name} must be a sink or a sequence of sinks, got {_shown(value)}") from None
     settled = dict.fromkeys(_sink(spec, name) for spec in specs)
@@ -311,91 +263,228 @@ def _path(value: object, name: str) -> str:
     return path.abspath(path.expanduser(text))
 
 
-def _directory(value: object, name: str) -> str | None:
-    return None if value is None else _path(value, name)
-
-
-def _spool(value: object, name: str) -> str:
-    if value is None:
-        return default_spool()
+def _spool(value: Any, name: str) -> str:
     return "" if value == "off" else _path(value, name)
 
 
-def _prices(value: object, name: str) -> tuple[tuple[str | int, ...], ...]:
-    if value is None:
-        return ()
+def _prices(value: Any, name: str) -> tuple[tuple[str | int, ...], ...]:
     from picostep.settings import prices
 
     try:
         if isinstance(value, (str, PathLike)):
-            return prices.from_file(_path(value, name))
-        return prices.plain(value)
+            return prices.prices_in(_path(value, name))
+        return prices.prices_of(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 
 
-def _redact(value: object, name: str) -> tuple[tuple[str, str], ...]:
-    if value is None:
-        return ()
+def _redact(value: Any, name: str) -> tuple[tuple[str, str], ...]:
     from picostep.settings import redact
 
     try:
         if isinstance(value, PathLike) or str(value).lower().endswith((".json", ".toml")):
-            return redact.from_file(_path(value, name))
-        return redact.plain(value)
+            return redact.rules_in(_path(value, name))
+        return redact.rules_of(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 
 
-def _choice(value: object, name: str, allowed: tuple[str, ...]) -> str:
-    """Return one of the allowed words; the first is the default."""
-    if value is None:
-        return allowed[0]
-    if isinstance(value, str) and value in allowed:
-        return value
-    raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {_shown(value)}")
-
-
-def _flag(value: object, name: str, default: bool = False) -> bool:
-    if value is None:
-        return default
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        word = value.strip().lower()
-        if word in _TRUE or word in _FALSE:
-            return word in _TRUE
-    raise ConfigError(f"{name} must be 1, true, yes or on, or 0, false, no or off, got {_shown(value)}")
-
-
-def _integer(value: object, name: str, low: int, high: int, default: int) -> int:
-    if value is None:
-        return default
-    number = None
-    if isinstance(value, str):
-        text = value.strip()
-        if text.isascii() and text.isdigit() and len(text) < 20:
-            number = int(text)
-    elif not isinstance(value, bool) and hasattr(value, "__index__"):
-        number = int(value.__index__())
-    if number is None or not low <= number <= high:
-        raise ConfigError(f"{name} must be an integer from {low} to {high}, got {_shown(value)}")
-    return number
-
-
-def _seconds(value: object, name: str, high: int, default: float) -> float:
-    if value is None:
-        return default
-    number = None
-    if not isinstance(value, bool) and isinstance(value, (str, int, float)):
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            number = None
-    if number is None or not 0 <= number <= high:  # a NaN is not in the range either
-        raise ConfigError(f"{name} must be a number of seconds from 0 to {high}, got {_shown(value)}")
-    return number
-
-
 def _shown(value: object) -> str:
     return cut(repr(value))
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+
+class Limits:
+    """
+    What the exporter is told besides the destination; immutable.
+
+    Args:
+        values: By the names of the rows.
+    """
+
+    spool = Setting(
+        "PICOSTEP_SPOOL",
+        _spool,
+        default_spool,
+        'Directory in which the exporter keeps what a sink cannot take now, or `"off"`: it then waits in the '
+        "rings",
+        "`$XDG_STATE_HOME/picostep/spool`",
+    )
+    spool_bytes = Setting(
+        "PICOSTEP_SPOOL_BYTES",
+        Size(2**20, 2**40),
+        2**30,
+        "What the spool of one sink may hold; what finds no room waits in the rings",
+    )
+    spool_age = Setting(
+        "PICOSTEP_SPOOL_AGE",
+        Seconds(366 * 86400, more=True),
+        7 * 86400.0,
+        "Age at which spooled records are dropped and counted, in seconds",
+    )
+    batch_records = Setting("PICOSTEP_BATCH_RECORDS", Whole(1, 2**16), 512, "Most records in a batch")
+    batch_bytes = Setting(
+        "PICOSTEP_BATCH_BYTES", Size(2**10, 2**26), 2**20, "Bytes at which a batch is closed"
+    )
+    debug = Setting(
+        "TCC_DEBUG",
+        _debug,
+        False,
+        "Log more, through `logging` and in `exporter.log`: `1` or `true`",
+        argument=False,
+    )
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        vars(self).update((row.name, values[row.name]) for row in _rows(type(self)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values by name; not the key and the endpoint, which travel in `Destination`."""
+        return {row.name: vars(self)[row.name] for row in _rows(type(self)) if not row.of_destination}
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
+
+    def __repr__(self) -> str:
+        values = " ".join(f"{name}={value!r}" for name, value in self.as_dict().items())
+        return f"<{type(self).__name__} {values}>"
+
+
+class Settings(Limits):
+    """The settings of this process, made by `Settings.resolve()`; immutable."""
+
+    to: Setting[tuple[str, ...]] = Setting(
+        "PICOSTEP_TO",
+        _sinks,
+        (),
+        'Where records go, one sink or several: `"tcc"`, `"stdout"`, `"jsonl:PATH"`, `"store:PATH"`, '
+        '`"store"`, `"otlp:URL"`, or one that is installed; commas between them in the variable',
+        "The Context Company when there is a key, the local store when there is none",
+    )
+    api_key = Setting(
+        "TCC_API_KEY",
+        _key,
+        None,
+        "Key of The Context Company, in Latin-1 without control characters; `dev_…` is a key of its "
+        "development service",
+        "none",
+        of_destination=True,
+    )
+    tcc_url = Setting(
+        "TCC_URL",
+        _endpoint,
+        None,
+        "Whole endpoint for runs, steps and tool calls, on any host",
+        "the service",
+        of_destination=True,
+    )
+    dir = Setting(
+        "PICOSTEP_DIR",
+        _path,
+        None,
+        "Directory in which `picostep-<uid>` is made, mode 0700, for the rings",
+        "`/dev/shm` on Linux, the directory for temporary files elsewhere",
+    )
+    exporter = Setting(
+        "PICOSTEP_EXPORTER",
+        Choice("process", "thread", "external", "off"),
+        "process",
+        'Who exports: a `"process"` that the host starts, a `"thread"` of the host, `"external"`: '
+        '`picostep export` runs beside the host, or `"off"`: nobody',
+    )
+    disabled = Setting("PICOSTEP_DISABLED", _flag, False, "Check calls and record nothing")
+    ring_bytes = Setting(
+        "PICOSTEP_RING_BYTES",
+        RingSize(2**18, 2**30),
+        2**24,
+        "Size of a ring, rounded down to a power of two; a process has one for each destination, and it is "
+        "smaller when an eighth of what is free is less",
+    )
+    exit_timeout = Setting(
+        "PICOSTEP_EXIT_TIMEOUT", Seconds(3600), 2.0, "Longest wait at the exit of the process, in seconds"
+    )
+    misuse = Setting(
+        "PICOSTEP_MISUSE",
+        Choice("raise", "log"),
+        "raise",
+        'What a wrong call does: `"raise"`, or `"log"`: it is counted, logged when it is the first of its '
+        "kind, and otherwise ignored",
+    )
+    prices: Setting[tuple[tuple[str | int, ...], ...]] = Setting(
+        "PICOSTEP_PRICES",
+        _prices,
+        (),
+        "Prices of one's own, which win over the price table: the name of a TOML or JSON file; in code also "
+        "a mapping from a model or `(provider, model)`. `picostep.prices.Overrides` describes both",
+        "none",
+    )
+    send_computed_cost = Setting(
+        "PICOSTEP_SEND_COMPUTED_COST",
+        _flag,
+        False,
+        "Also send The Context Company the costs that picostep computed, where none was set; the service "
+        "prices steps itself",
+    )
+    redact: Setting[tuple[tuple[str, str], ...]] = Setting(
+        "PICOSTEP_REDACT",
+        _redact,
+        (),
+        "What all texts lose (prompts, responses, tool definitions, arguments, results, metadata, feedback, "
+        'status messages) before anything else is done with them: `"secrets"`, which finds credentials of '
+        "known shape, or the name of a TOML or JSON file with a mapping of `secrets`, `patterns` and "
+        '`function` (`"package.module:name"`, called in the exporter as `function(text: str) -> str`); in '
+        "code also such a mapping, or a list of regular expressions, whose matches become `[REDACTED]`. A "
+        "text for which this fails is withheld",
+        "status messages alone lose secrets, as they do whatever this says",
+    )
+    otlp_content = Setting(
+        "PICOSTEP_OTLP_CONTENT",
+        _flag,
+        True,
+        "Whether sink `otlp` sends prompts, responses, tool definitions, arguments, results, metadata and "
+        "session ids",
+    )
+
+    @classmethod
+    def resolve(cls, **arguments: object) -> Settings:
+        """
+        Settle every setting: explicit argument, else environment, else default.
+
+        Args:
+            arguments: As of `configure()`; None counts as not given.
+
+        Raises:
+            UnknownSettingError: There is no setting of that name.
+
+            ConfigError: A setting cannot be used.
+        """
+        if not arguments.keys() <= _ARGUMENTS:
+            raise UnknownSettingError(_unknown(next(name for name in arguments if name not in _ARGUMENTS)))
+        return cls({row.name: row.value(arguments.get(row.name)) for row in TABLE})
+
+    @property
+    def limits(self) -> Limits:
+        """What of them the exporter is told."""
+        return Limits(vars(self))
+
+
+def _rows(kind: type) -> list[Setting[Any]]:
+    """Return the rows of a class, then those that it inherits."""
+    return [row for each in kind.__mro__ for row in vars(each).values() if isinstance(row, Setting)]
+
+
+TABLE = tuple(_rows(Settings))
+_ARGUMENTS = {row.name for row in TABLE if row.argument}
+
+
+def _unknown(name: str) -> str:
+    from difflib import get_close_matches
+
+    bare = name.lower().removeprefix("picostep_").removeprefix("tcc_")
+    near = get_close_matches(bare, sorted(_ARGUMENTS), 1)
+    hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(sorted(_ARGUMENTS))}"
+    return f"{cut(name)}: there is no such setting; {hint}"

@@ -20,6 +20,7 @@ __all__ = [
     "endpoint",
     "get_api_key",
     "get_url",
+    "header_carries",
     "otlp_endpoint",
     "refreshed_prices",
     "safe_url",
@@ -35,7 +36,7 @@ OTLP_PATH = "/v1/traces"
 
 def get_api_key(api_key: str | None = None) -> str:
     """
-    Return the API key to use: the one given, else `TCC_API_KEY`.
+    Return the API key to use: the one given, else `TCC_API_KEY`; as it is, so whoever sends it checks it.
 
     Args:
         api_key: The key; None or empty counts as not given.
@@ -182,19 +183,36 @@ def safe_url(text: str) -> str:
 
 
 def checked_key(key: str, name: str) -> str:
-    """Refuse a key that cannot travel in a header, or would break out of it; the message never shows it."""
+    """
+    Refuse a key that cannot travel in a header: the one rule for keys, wherever one comes from.
+
+    A header carries Latin-1, and no control characters; `contextcompany` sends such keys, too.
+
+    Args:
+        key: Not empty.
+
+        name: By which it was given, for messages.
+
+    Raises:
+        ConfigError: It cannot be sent. The message never shows it.
+    """
     if not isinstance(key, str):
         raise ConfigError(f"{name} must be str, not {type(key).__name__}")
     for position, char in enumerate(key):
-        if char < " " or "\x7f" <= char < "\xa0":
-            raise ConfigError(
-                f"{name}: control character at position {position}, often a line end that was read too"
-            )
         if char > "\xff":
             raise ConfigError(
                 f"{name}: character at position {position} cannot be sent in a header (not Latin-1)"
             )
+        if not header_carries(char):
+            raise ConfigError(
+                f"{name}: control character at position {position}, often a line end that was read too"
+            )
     return key
+
+
+def header_carries(char: str) -> bool:
+    """Return whether a header can carry a character: it is Latin-1, and no control character."""
+    return " " <= char < "\x7f" or "\xa0" <= char <= "\xff"
 
 
 def otlp_endpoint(text: str, name: str, path: str) -> str:

@@ -42,7 +42,7 @@ class TccSink:
             raise ConfigError("sink tcc needs an API key: set TCC_API_KEY or pass api_key")
         self._headers = {
             **HEADERS,
-            "Authorization": f"Bearer {checked_key(destination.api_key, 'the key of sink tcc')}",
+            "Authorization": f"Bearer {checked_key(destination.api_key, 'api_key')}",
             "Content-Type": "application/json",
         }
         self._url = endpoint(destination.url, "the URL of sink tcc")

@@ -43,7 +43,7 @@ class OtlpSink:
     Args:
         url: Whole endpoint.
 
-        destination: With the rows of `picostep.settings.otel.plain()`.
+        destination: With the rows of `picostep.settings.otel.otlp_rows()`.
 
     Raises:
         ConfigError: The URL, the file of certificates or the protocol cannot be used.

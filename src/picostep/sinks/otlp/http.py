@@ -39,7 +39,7 @@ class Receiver:
     Args:
         url: Whole endpoint, which was checked.
 
-        rows: From `picostep.settings.otel.plain()`.
+        rows: From `picostep.settings.otel.otlp_rows()`.
 
         name: Whose it is, for messages.
 
