@@ -30,7 +30,7 @@ from picostep._ring cimport (
     RUN_USER_PROMPT, RUN_UUID, START_GIVEN, STATUS_MESSAGE, STEP_FINISH_REASON, STEP_MODEL_REQUESTED,
     STEP_MODEL_USED, STEP_PROMPT, STEP_PROVIDER, STEP_REAL_TOTAL_COST, STEP_RESPONSE, STEP_SERVICE_TIER,
     STEP_TOOL_DEFINITIONS, TOOL_CALL_ARGS, TOOL_CALL_RESULT, TOOL_CALL_TOOL_NAME, TRACEPARENT, Draft, Record,
-    Ring, append, host, ps_mutex, track, track_again, untrack,
+    Ring, append, count_unrecorded, host, ps_mutex, track, track_again, untrack,
 )
 
 from picostep.errors import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError
@@ -561,7 +561,7 @@ cdef inline bint hand_over(Draft *draft, int destination) except? -1:
         runtime.open_ring(destination)
         ring = host.ring[destination]
         if ring == NULL:
-            host.unrecorded += 1
+            count_unrecorded()
             return False
     return append(ring, draft) == 0
 
@@ -701,20 +701,26 @@ cdef int note_run(_Handle self) except -1:
     In the ring that its destination has now; only by the process that made it, as a child's death says
     nothing of it."""
     cdef Ring *ring = host.ring[self.destination]
-    cdef int64_t start = self.draft.record.start_ns, end, now
+    cdef int64_t start, end, now
     if ring == NULL or disabled or self.forks != host.forks:
         return 0
     now = monotonic_ns()
     lock(&host.lock)
     end = now + clock_offset(&host.clock, now)
     unlock(&host.lock)
-    if not self.draft.record.flags & START_GIVEN:
-        start += end - now
-    if ring.number != self.ring:
-        self.ring = ring.number
-        self.slot = <uint16_t>track(ring, &self.draft, start, end)
-    elif self.slot:
-        track_again(ring, self.slot, &self.draft, start, end)
+    # Without the GIL, whoever waits for a lock lets other threads change the run meanwhile: so nothing of it is
+    # looked at before the ring is ours.
+    lock(&ring.lock)
+    if self.state == OPEN:
+        start = self.draft.record.start_ns
+        if not self.draft.record.flags & START_GIVEN:
+            start += end - now
+        if ring.number != self.ring:
+            self.ring = ring.number
+            self.slot = <uint16_t>track(ring, &self.draft, start, end)
+        elif self.slot:
+            track_again(ring, self.slot, &self.draft, start, end)
+    unlock(&ring.lock)
     return 0
 
 

@@ -263,6 +263,7 @@ cdef struct Draft:          # a record that is being made
     uint32_t json           # bit per text: it is JSON
     PyObject *text[TEXTS]   # owned; NULL where `present` has no bit
 
+cdef void count_unrecorded() noexcept nogil
 cdef int append(Ring *ring, const Draft *draft) noexcept
 cdef uint32_t track(Ring *ring, const Draft *draft, int64_t start_ns, int64_t end_ns) noexcept
 cdef void track_again(Ring *ring, uint32_t slot, const Draft *draft, int64_t start_ns,

@@ -24,6 +24,7 @@ import os
 cdef extern from "_sys.h" nogil:
     ctypedef int ps_thread
     bint SHARED "PS_SHARED"
+    bint FREE_THREADED "PS_FREE_THREADED"
     uint64_t load "ps_load"(const uint64_t *) noexcept
     void store "ps_store"(uint64_t *, uint64_t) noexcept
     void fence "ps_fence"() noexcept

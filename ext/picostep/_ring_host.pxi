@@ -139,6 +139,13 @@ cdef inline void write_frame(Frame *frame, uint64_t size, uint16_t flags, int co
         entry += 1
 
 
+cdef void count_unrecorded() noexcept nogil:
+    """Counts a record that is lost as there is no ring for it."""
+    lock(&host.lock)
+    host.unrecorded += 1
+    unlock(&host.lock)
+
+
 cdef int append(Ring *ring, const Draft *draft) noexcept:
     """Copies one record into the ring. 0, or -1 when the ring is full: counted, never an exception."""
     cdef uint32_t present = draft.present
@@ -155,8 +162,9 @@ cdef int append(Ring *ring, const Draft *draft) noexcept:
 
     lock(&ring.lock)
     header = ring.header
-    if header == NULL:          # another thread closed it
+    if header == NULL:          # another thread closed it, which only happens without the GIL
         unlock(&ring.lock)
+        count_unrecorded()
         return -1
     size = fitted(ring, draft, present, &cap, &count, &flags)
     if not room_for(ring, size, False):
@@ -255,13 +263,11 @@ cdef bint grow_table(Ring *ring) noexcept nogil:
 
 
 cdef uint32_t track(Ring *ring, const Draft *draft, int64_t start_ns, int64_t end_ns) noexcept:
-    """Enters a run into the table, as it would be recorded with these times.
+    """Enters a run into the table, as it would be recorded with these times; the ring's lock is held.
 
     Returns its slot, counted from 1; 0 when there is none for it: counted, never an exception."""
     cdef uint32_t slot = 0, word
-    lock(&ring.lock)
     if ring.header == NULL:     # another thread closed it
-        unlock(&ring.lock)
         return 0
     # The lowest slot that is free: those that were in use are in the cache, and few of them need space.
     while ring.slots_from * 32 < ring.slots_ready and not ring.slots_free[ring.slots_from]:
@@ -274,20 +280,16 @@ cdef uint32_t track(Ring *ring, const Draft *draft, int64_t start_ns, int64_t en
             store(&ring.header.slots, slot + 1)
         if write_image(ring, slot, draft, start_ns, end_ns):
             ring.slots_free[ring.slots_from] = word & (word - 1)
-            unlock(&ring.lock)
             return slot + 1
     store(&ring.header.untracked, ring.header.untracked + 1)
-    unlock(&ring.lock)
     return 0
 
 
 cdef void track_again(Ring *ring, uint32_t slot, const Draft *draft, int64_t start_ns,
                       int64_t end_ns) noexcept:
-    """Says anew what is known of a run; what does not fit leaves the slot as it was."""
-    lock(&ring.lock)
+    """Says anew what is known of a run; what does not fit leaves the slot as it was. The ring's lock is held."""
     if ring.header != NULL:
         write_image(ring, slot - 1, draft, start_ns, end_ns)
-    unlock(&ring.lock)
 
 
 cdef void untrack(Ring *ring, uint32_t slot) noexcept:
@@ -486,9 +488,12 @@ cdef class HostRing:
         return True
 
     def reserve(self) -> None:
-        """Start to give the ring its space and its pages, in the background."""
-        if self.state.ring.fd >= 0 and not self.state.threaded:
+        """Start to give the ring its space and its pages, in the background; nothing if it is closed."""
+        cdef Ring *ring = &self.state.ring
+        lock(&ring.lock)
+        if ring.fd >= 0 and ring.header != NULL and not self.state.threaded and not self.state.stop:
             self.state.threaded = start_thread(&self.state.thread, reserve_rest, self.state) == 0
+        unlock(&ring.lock)
 
     def abandon_runs(self) -> None:
         """Have nothing reported of the runs that are open, nor of later ones, when this process ends."""
@@ -502,22 +507,28 @@ cdef class HostRing:
         """End this ring: the next record of its destination opens another. Exporters take what is in it.
 
         Returns:
-            Its last counters(); empty when it was closed before.
+            Its last counters(); empty when it was closed before, or another thread is just closing it.
         """
         cdef Ring *ring
         cdef Ring **link = &host.all
         cdef Header *header
         cdef dict counters
-        if self.state == NULL or self.state.ring.header == NULL:
+        cdef bint closing
+        if self.state == NULL:
             return {}
         ring = &self.state.ring
-        if self.state.threaded:
-            self.state.threaded = False
+        # One thread alone gets past this: while it waits below, the ring is still there for the thread that
+        # reserves, and no other may begin to reserve.
+        lock(&ring.lock)
+        closing = ring.header == NULL or self.state.stop
+        if not closing:
             store(&self.state.stop, 1)
+        unlock(&ring.lock)
+        if closing:
+            return {}
+        if self.state.threaded:
             with nogil:
                 join_thread(self.state.thread)
-            if ring.header == NULL:     # another thread closed it meanwhile
-                return {}
         lock(&host.lock)
         if self.destination >= 0 and host.ring[self.destination] == ring:
             host.ring[self.destination] = NULL
@@ -541,8 +552,9 @@ cdef class HostRing:
 
     def __dealloc__(self):
         # Rings live as long as the process: their memory is given back by close() or by the end of the
-        # process.
-        if self.state != NULL and self.state.ring.header == NULL:
+        # process. Without the GIL another thread may have taken the pointer from the table just before the
+        # ring was closed, and look at its lock after: this much is kept.
+        if self.state != NULL and self.state.ring.header == NULL and not FREE_THREADED:
             PyMem_RawFree(self.state)
 
     @property

@@ -58,10 +58,12 @@ static inline int ps_bit_length(uint32_t v) { return v ? 32 - __builtin_clz(v) :
 
 /* ---- the lock of a ring: the GIL itself where there is one ---- */
 #ifdef Py_GIL_DISABLED
+#define PS_FREE_THREADED 1
 typedef PyMutex ps_mutex;
 static inline void ps_lock(ps_mutex *m) { PyMutex_Lock(m); }
 static inline void ps_unlock(ps_mutex *m) { PyMutex_Unlock(m); }
 #else
+#define PS_FREE_THREADED 0
 typedef char ps_mutex;
 static inline void ps_lock(ps_mutex *m) { (void)m; }
 static inline void ps_unlock(ps_mutex *m) { (void)m; }
