@@ -12,18 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 if TYPE_CHECKING:
     from decimal import Decimal
 
-__all__ = [
-    "FIELDS",
-    "KINDS",
-    "TABLES",
-    "Field",
-    "Kind",
-    "Record",
-    "content",
-    "fields_of",
-    "on_wire",
-    "spans_of",
-]
+__all__ = ["FIELDS", "KINDS", "TABLES", "Field", "Kind", "Record", "content", "fields_of", "on_wire", "spans_of"]
 
 Kind = Literal["run", "step", "tool_call", "feedback"]
 
