@@ -25,7 +25,7 @@ from picostep.exporter import attempts, loop, process
 from picostep.exporter.attempts import Outlet
 from picostep.exporter.batch import Work
 from picostep.exporter.loop import Exporter
-from picostep.payload import Record
+from picostep.record import Record
 from picostep.ringdir import RingDir
 from picostep.runtime import BOOT
 from picostep.settings.destination import Destination

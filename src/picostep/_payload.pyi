@@ -3,7 +3,9 @@
 from decimal import Decimal
 from typing import Any
 
-def wire(record: dict[str, Any]) -> dict[str, Any]:
+from picostep.record import Record
+
+def wire(record: Record) -> dict[str, Any]:
     """
     Return the object that the ingest takes for a record: a step, run or tool call, or the body of a feedback.
 
@@ -15,7 +17,7 @@ def wire(record: dict[str, Any]) -> dict[str, Any]:
         Exception: Of any type, for a damaged record.
     """
 
-def local(record: dict[str, Any]) -> dict[str, Any]:
+def local(record: Record) -> dict[str, Any]:
     """
     Return everything known of a record: `wire(record)` and `first_token_time`, `provider`, `service_tier`,
     the counts that the ingest does not know, `total_cost` (USD, exact), `cost_status`, `price_table`, `shed`,
@@ -24,10 +26,10 @@ def local(record: dict[str, Any]) -> dict[str, Any]:
     A feedback has the form `type run_id feedback_id time score? text?`.
     """
 
-def total_cost(record: dict[str, Any]) -> int | float | Decimal | None:
+def total_cost(record: Record) -> int | float | Decimal | None:
     """Return what a step with `cost_pico` costs, in US dollars: as the user gave it, else computed."""
 
-def merged_metadata(record: dict[str, Any]) -> dict[str, Any]:
+def merged_metadata(record: Record) -> dict[str, Any]:
     """
     Return the metadata of a run that has some: the JSON objects of its lines, later keys win.
 

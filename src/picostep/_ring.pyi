@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, final
 
+from picostep.record import Record
+
 ENDED_BY_DEATH: str
 """Status message of a run whose process is dead."""
 
@@ -112,7 +114,7 @@ class RingReader:
     def alive(self) -> bool:
         """Return whether the host lives; False also means that this reader holds the ring's lock."""
 
-    def read(self, max_records: int, max_bytes: int) -> list[dict[str, Any]]:
+    def read(self, max_records: int, max_bytes: int) -> list[Record]:
         """Decode records from the cursor on, and move it; [] when there is nothing now."""
 
     def fail_open_runs(self) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from picostep.exporter.spool import Spool
     from picostep.metrics.publish import Publisher
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.ringdir import RingDir
     from picostep.settings.table import Settings
     from picostep.sinks import Sink

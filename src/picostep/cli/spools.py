@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from picostep.exporter.segment import Frame
-    from picostep.payload import Record
+    from picostep.record import Record
 
 __all__ = ["Waiting", "dead_letters", "records", "waiting"]
 

@@ -26,7 +26,7 @@ from picostep.ringdir import OwnDir, RingDirError, open_own
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.settings.destination import Destination
 
 __all__ = ["Done", "Part", "Spool", "open_spools"]

@@ -21,7 +21,7 @@ from picostep.sinks import RetryLater
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x7069636F  # "pico": tells our file from any other SQLite database
