@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from picostep.payload import Record
+from picostep.record import Record
 
 START = 1_700_000_000_000_000_001
 SECOND = 1_000_000_000

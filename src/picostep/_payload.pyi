@@ -3,7 +3,9 @@
 from decimal import Decimal
 from typing import Any
 
-def wire(record: dict[str, Any]) -> dict[str, Any]:
+from picostep.record import Record
+
+def wire(record: Record) -> dict[str, Any]:
     """
     Return the object that the ingest takes for a step, run or tool call, or the body of a feedback.
 
@@ -15,7 +17,7 @@ def wire(record: dict[str, Any]) -> dict[str, Any]:
         Exception: of any type, for a damaged record.
     """
 
-def local(record: dict[str, Any]) -> dict[str, Any]:
+def local(record: Record) -> dict[str, Any]:
     """
     Return everything known of a record: `wire(record)`, and what the ingest has no place for.
 
@@ -27,10 +29,10 @@ def local(record: dict[str, Any]) -> dict[str, Any]:
         Exception: of any type, for a damaged record.
     """
 
-def total_cost(record: dict[str, Any]) -> int | float | Decimal | None:
+def total_cost(record: Record) -> int | float | Decimal | None:
     """Return what a step with `cost_pico` costs, in US dollars: as the user gave it, else computed."""
 
-def merged_metadata(record: dict[str, Any]) -> dict[str, Any]:
+def merged_metadata(record: Record) -> dict[str, Any]:
     """
     Return the metadata of a run that has some: the JSON objects of its lines, later keys win.
 

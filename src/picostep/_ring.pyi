@@ -10,6 +10,8 @@ no fault, and checks every length.
 from collections.abc import Mapping
 from typing import Any, Protocol, final
 
+from picostep.record import Record
+
 ENDED_BY_DEATH: str
 """Status message of a run whose process is dead."""
 
@@ -147,7 +149,7 @@ class RingReader:
     def alive(self) -> bool:
         """Return whether the host lives; False also means that this reader holds the ring's lock now."""
 
-    def read(self, max_records: int, max_bytes: int) -> list[dict[str, Any]]:
+    def read(self, max_records: int, max_bytes: int) -> list[Record]:
         """
         Decode records from the cursor on, and move it.
 

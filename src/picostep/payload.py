@@ -12,15 +12,17 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
 from picostep._payload import local, merged_metadata, total_cost, wire
 from picostep._ring import JSONText
 
+if TYPE_CHECKING:
+    from picostep.record import Record
+
 __all__ = [
-    "Record",
     "ascii_json",
     "encode",
     "encode_each",
@@ -32,9 +34,6 @@ __all__ = [
     "well_formed",
     "wire",
 ]
-
-Record = dict[str, Any]
-"""One decoded record of a ring, with only the keys that are set."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

@@ -42,7 +42,7 @@ from picostep.metrics.families import families
 from picostep.metrics.histogram import LOWEST, RELATIVE_ERROR
 from picostep.metrics.publish import Publisher
 from picostep.metrics.text import decimal
-from picostep.payload import Record
+from picostep.record import Record
 from picostep.ringdir import open_dir
 from picostep.settings.destination import Destination
 from picostep.sinks import RetryLater

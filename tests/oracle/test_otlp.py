@@ -28,7 +28,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from picostep._ring import JSONText
 from picostep.errors import ConfigError
-from picostep.payload import Record
+from picostep.record import Record
 from picostep.settings.destination import Destination, resolve_destination
 from picostep.settings.table import Settings
 from picostep.sinks import Refused, Rejected, RetryLater

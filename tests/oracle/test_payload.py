@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from picostep._ring import JSONText
 from picostep.exporter.stages import preparation
 from picostep.payload import (
-    Record,
     encode,
     encode_each,
     encode_local,
@@ -23,6 +22,7 @@ from picostep.payload import (
     merged_metadata,
     wire,
 )
+from picostep.record import Record
 from picostep.settings.destination import Destination
 
 START, END = 1795405904593123456, 1795405905000000000

@@ -29,7 +29,7 @@ from picostep.exporter.batch import Work
 from picostep.exporter.build import wait_for_lock
 from picostep.exporter.loop import Exporter
 from picostep.launch import BOOT
-from picostep.payload import Record
+from picostep.record import Record
 from picostep.ringdir import RingDir
 from picostep.settings.destination import Destination
 from picostep.settings.table import Settings

@@ -19,7 +19,8 @@ import picostep
 from picostep._ring import JSONText
 from picostep.errors import ConfigError
 from picostep.exporter.redact import WITHHELD, Redactor
-from picostep.payload import Record, encode_local, merged_metadata
+from picostep.payload import encode_local, merged_metadata
+from picostep.record import Record
 from picostep.settings.destination import Destination
 from picostep.settings.table import Settings
 from support import Ingest, run_python, wait_until

@@ -21,7 +21,7 @@ import pytest
 from picostep.errors import ConfigError
 from picostep.exporter.ledger import Ledger
 from picostep.exporter.rings import DirectoryRings
-from picostep.payload import Record
+from picostep.record import Record
 from picostep.ringdir import RingDirError, base, open_dir
 from picostep.settings.destination import Destination, resolve_destination
 from picostep.settings.table import Settings

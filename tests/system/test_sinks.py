@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from picostep.errors import ConfigError
-from picostep.payload import Record, encode, local, wire
+from picostep.payload import encode, local, wire
+from picostep.record import Record
 from picostep.settings.destination import Destination
 from picostep.sinks import Rejected, RetryLater, Sink, Undelivered, jsonl, open_sink, open_sinks
 from picostep.sinks.tcc import TccSink

@@ -17,7 +17,7 @@ from picostep.exporter import attempts, loop, sink_worker
 from picostep.exporter.dead_letters import NAME
 from picostep.exporter.loop import Exporter
 from picostep.exporter.spool import Spool
-from picostep.payload import Record
+from picostep.record import Record
 from picostep.ringdir import RingDir
 from picostep.sinks import Refused, Rejected, RetryLater
 from ringfile import Rig, ids, record_some

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from picostep.metrics.aggregate import MOST_LABELS, Aggregator, Labels, Snapshot, Steps
 from picostep.metrics.histogram import HIGHEST, LOWEST, RELATIVE_ERROR, Histogram
-from picostep.payload import Record
+from picostep.record import Record
 from timed import SECOND, START, exact, step
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from picostep.exporter.segment import SpoolFrame
-    from picostep.payload import Record
+    from picostep.record import Record
 
 __all__ = ["Waiting", "dead_letters", "records", "spools_view", "waiting"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from picostep.exporter.batch import Work
     from picostep.exporter.dead_letters import DeadLetters
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.sinks import Sink
 
 __all__ = ["Answer", "Attempts", "counted_as"]

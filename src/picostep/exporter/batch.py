@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from picostep._ring import RingReader
-    from picostep.payload import Record
+    from picostep.record import Record
 
 __all__ = ["Batch", "Breaks", "Slice", "Work", "spool_name"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from picostep._ring import RingReader
     from picostep.exporter.loop import Stop
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.ringdir import RingDir
     from picostep.settings.destination import Destination
     from picostep.settings.table import Limits

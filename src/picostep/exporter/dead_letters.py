@@ -13,7 +13,7 @@ from picostep.ringdir import OwnDir, open_own
 from picostep.times import iso_ms
 
 if TYPE_CHECKING:
-    from picostep.payload import Record
+    from picostep.record import Record
 
 __all__ = ["NAME", "OLDER", "DeadLetters"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from picostep._ring import RingReader
     from picostep.exporter.spool import Spool
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.ringdir import RingDir
     from picostep.sinks import Sink
 

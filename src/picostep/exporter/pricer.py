@@ -13,7 +13,7 @@ from picostep.prices.steps import current, price_step
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.settings.destination import Destination
 
 __all__ = ["Pricer"]

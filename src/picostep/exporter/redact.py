@@ -12,7 +12,7 @@ import logging
 import re
 from importlib import import_module
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from picostep._ring import JSONText
 from picostep.record import content
@@ -20,7 +20,7 @@ from picostep.record import content
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.settings.destination import Destination
 
 __all__ = ["WITHHELD", "Redactor", "redact"]
@@ -300,13 +300,14 @@ class Redactor:
                         self._replace(record, key, self._metadata if key == "metadata" else self._content)
 
     def _replace(self, record: Record, key: str, change: Callable[[str], str]) -> None:
+        fields = cast("dict[str, Any]", record)
         try:
             if self._failure:
                 raise _FailedError(self._failure)
-            record[key] = change(record[key])
+            fields[key] = change(fields[key])
         except (Exception, SystemExit) as error:  # its text may quote the record
             # Metadata is read as JSON again.
-            record[key] = json.dumps({"metadata": WITHHELD}) if key == "metadata" else WITHHELD
+            fields[key] = json.dumps({"metadata": WITHHELD}) if key == "metadata" else WITHHELD
             record["withheld"] = True
             self._log(str(error) if isinstance(error, _FailedError) else type(error).__name__)
 

@@ -24,7 +24,7 @@ import os
 import struct
 import zlib
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import orjson
 
@@ -32,9 +32,9 @@ from picostep._ring import JSONText
 from picostep.payload import ascii_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
 
 __all__ = [
     "DamagedFrame",
@@ -264,7 +264,7 @@ def _next_sync(fd: int, offset: int, size: int) -> int:
     return size
 
 
-def _marked(record: Record) -> dict[str, Any]:
+def _marked(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record of plain JSON types, in which the others are named."""
     plain = dict(record)
     texts = [key for key, value in record.items() if type(value) is JSONText]
@@ -285,4 +285,4 @@ def _unmarked(plain: dict[str, Any]) -> Record:
         plain[key] = Decimal(plain[key])
     if not isinstance(plain["kind"], str) or not isinstance(plain["run_id"], str):
         raise TypeError
-    return plain
+    return cast("Record", plain)

@@ -24,7 +24,7 @@ from picostep.exporter.lanes import ACK, SEGMENT, Lanes, ack_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.settings.destination import Destination
 
 __all__ = ["Done", "Part", "Spool", "open_spools"]

@@ -10,7 +10,7 @@ from picostep.exporter.redact import Redactor
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.settings.destination import Destination
 
 __all__ = ["preparation"]

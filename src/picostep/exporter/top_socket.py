@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from picostep.metrics.aggregate import Aggregator, Snapshot
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.ringdir import RingDir
 
 __all__ = ["NoAnswer", "TopSocket", "ask"]

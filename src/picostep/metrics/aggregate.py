@@ -12,9 +12,9 @@ from picostep.metrics.histogram import Buckets, Histogram
 from picostep.payload import well_formed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
 
 __all__ = ["MOST_LABELS", "OTHER", "Aggregator", "Labels", "Snapshot", "Steps"]
 
@@ -103,7 +103,7 @@ class Steps:
 
     def add(self, record: Record) -> None:
         """Count a step; raises an exception of any type, and counts nothing, for one of a damaged ring."""
-        get = record.get
+        get: Callable[..., Any] = record.get
         start_ns, end_ns, first_ns = record["start_ns"], record["end_ns"], get("first_token_ns")
         uncached, cached = get("prompt_uncached_tokens", 0), get("prompt_cached_tokens", 0)
         written, written_1h = get("cache_write_tokens", 0), get("cache_write_1h_tokens", 0)
@@ -270,7 +270,7 @@ class Aggregator:
             (self._runs if kind == "run" else self._tool_calls)[status] += 1
 
     def _steps_like(self, record: Record) -> Steps:
-        get = record.get
+        get: Callable[..., Any] = record.get
         key = (
             get("model_requested", ""),
             get("model_used", ""),

@@ -16,7 +16,7 @@ from picostep.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.settings.destination import Destination
 
     Factory = Callable[[str, Destination], "Sink"]

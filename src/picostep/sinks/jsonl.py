@@ -17,7 +17,7 @@ from picostep.sinks import RetryLater
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
 
 __all__ = ["JsonlSink", "StdoutSink"]
 

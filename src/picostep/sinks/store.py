@@ -13,7 +13,7 @@ from picostep.store.write import StoreWriter
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
 
 __all__ = ["StoreSink"]
 

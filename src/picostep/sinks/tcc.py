@@ -14,7 +14,7 @@ from picostep.sinks.http import HEADERS, Client, judge
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.settings.destination import Destination
 
 __all__ = ["TccSink"]

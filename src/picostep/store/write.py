@@ -17,7 +17,7 @@ from picostep.store.schema import COLUMNS, Column
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
 
 __all__ = ["StoreWriter"]
 

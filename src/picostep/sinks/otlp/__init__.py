@@ -14,7 +14,7 @@ from picostep.sinks.otlp.spans import span
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from picostep.payload import Record
+    from picostep.record import Record
     from picostep.settings.destination import Destination
     from picostep.sinks.otlp.spans import Span, Value
 

@@ -21,7 +21,7 @@ from picostep.record import spans_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from picostep.payload import Record
+    from picostep.record import Record
 
 __all__ = ["Span", "Value", "repaired", "span"]
 
@@ -250,7 +250,9 @@ _TOOL_CALL_TEXTS = spans_of("tool_call")
 _PROMPT_TOKENS = ("prompt_uncached_tokens", "prompt_cached_tokens", "cache_write_tokens")
 
 
-def _copy(record: Record, attributes: dict[str, Value], names: Mapping[str, tuple[str, ...]]) -> None:
+def _copy(
+    record: Mapping[str, Any], attributes: dict[str, Value], names: Mapping[str, tuple[str, ...]]
+) -> None:
     for field, keys in names.items():
         if field in record:
             value = record[field]
@@ -258,7 +260,7 @@ def _copy(record: Record, attributes: dict[str, Value], names: Mapping[str, tupl
                 attributes[key] = value
 
 
-def _count(record: Record, attributes: dict[str, Value]) -> None:
+def _count(record: Mapping[str, Any], attributes: dict[str, Value]) -> None:
     """Add the whole prompt: their count contains what was read from and put in a cache, ours are disjoint."""
     counts = [record[field] for field in _PROMPT_TOKENS if field in record]
     if counts:
@@ -295,7 +297,7 @@ def _texts_of_step(record: Record, attributes: dict[str, Value]) -> None:
 
 
 def _messages_of(
-    record: Record, attributes: dict[str, Value], field: str, role: str, side: str
+    record: Mapping[str, Any], attributes: dict[str, Value], field: str, role: str, side: str
 ) -> list[dict[str, Any]]:
     """Add the messages in a field, and return those that are to be repeated by OpenInference's names."""
     text = record.get(field)
