@@ -18,7 +18,7 @@ STUBS = ["picostep._cost", "picostep._api", "picostep._ring", "picostep._payload
 def tests(session: nox.Session) -> None:
     """The test suite on each supported Python that is installed."""
     session.install(".[test]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or ["--all"]))
 
 
 @nox.session
@@ -113,7 +113,8 @@ def sanitize(session: nox.Session) -> None:
         "tests/faults/test_clock.py",
     ]
     options = [option for test in without for option in ("--deselect", test)]
-    session.run("python", "-m", "pytest", "-o", "timeout=400", *options, *session.posargs, env=env)
+    tests = session.posargs or ["--all"]
+    session.run("python", "-m", "pytest", "-o", "timeout=400", *options, *tests, env=env)
 
 
 @nox.session
@@ -155,16 +156,15 @@ def receivers(session: nox.Session) -> None:
         str(apart / "bin" / "pip"), "install", "-q", "mlflow>=3.17", "arize-phoenix>=20.26", external=True
     )
     env = {"PATH": f"{os.environ['PATH']}:{(apart / 'bin').resolve()}"}
-    session.run("pytest", "-rs", "tests/oracle/test_receivers.py", *session.posargs, env=env)
+    session.run("pytest", "-rs", "--all", "tests/oracle/test_receivers.py", *session.posargs, env=env)
 
 
 @nox.session
 def chain(session: nox.Session) -> None:
     """From an exporter by a collector (rotel) into Kafka (librdkafka's mock cluster), at full length."""
     session.install(".[test]", "rotel", "confluent-kafka")
-    session.run(
-        "pytest", "-s", "tests/faults/test_chain.py", *session.posargs, env={"PICOSTEP_CAMPAIGN": "1"}
-    )
+    test = ["-s", "--all", "tests/faults/test_chain.py"]
+    session.run("pytest", *test, *session.posargs, env={"PICOSTEP_CAMPAIGN": "1"})
 
 
 @nox.session
@@ -231,25 +231,12 @@ def gates(session: nox.Session) -> None:
 def campaign(session: nox.Session) -> None:
     """The fault tests at full length, and the differential test with many examples: more than an hour."""
     session.install(".[test]")
-    session.run(
-        "pytest",
-        "-m",
-        "campaign or not campaign",
-        *session.posargs,
-        env={"PICOSTEP_CAMPAIGN": "1", "HYPOTHESIS_PROFILE": "campaign"},
-    )
+    env = {"PICOSTEP_CAMPAIGN": "1", "HYPOTHESIS_PROFILE": "campaign"}
+    session.run("pytest", "--all", "-n0", *session.posargs, env=env)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """The fault tests alone, at full length: more than an hour."""
     session.install(".[test]")
-    session.run(
-        "pytest",
-        "-s",
-        "-m",
-        "campaign or not campaign",
-        "tests/faults",
-        *session.posargs,
-        env={"PICOSTEP_CAMPAIGN": "1"},
-    )
+    session.run("pytest", "-s", "--all", "tests/faults", *session.posargs, env={"PICOSTEP_CAMPAIGN": "1"})

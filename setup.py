@@ -8,17 +8,21 @@ PICOSTEP_BUILD_ANNOTATE (Cython's HTML beside the sources).
 
 import os
 import sys
-from glob import glob
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import Cython
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 
 def _on(name: str) -> bool:
     return os.environ.get(f"PICOSTEP_BUILD_{name}") == "1"
 
 
-DEBUG, FUZZ, TRACE = _on("DEBUG"), _on("FUZZ"), _on("TRACE")
+DEBUG, FUZZ, TRACE, ANNOTATE = _on("DEBUG"), _on("FUZZ"), _on("TRACE"), _on("ANNOTATE")
 SANITIZE = FUZZ or _on("SANITIZE")
 
 cflags: list[str] = []
@@ -44,8 +48,7 @@ def _extension(name: str, *more: str) -> Extension:
     return Extension(
         f"picostep.{name}",
         [f"ext/picostep/{name}.pyx", *more],
-        # `depends` is also what puts the sources into the sdist.
-        depends=sorted(glob("ext/picostep/*.p[xy][xdi]") + glob("ext/picostep/*.h")),
+        depends=[source.replace(".c", ".h") for source in more],  # what Cython cannot see
         include_dirs=["ext/picostep"],
         libraries=["bcrypt"] if sys.platform == "win32" else [],
         extra_compile_args=cflags,
@@ -54,8 +57,38 @@ def _extension(name: str, *more: str) -> Extension:
     )
 
 
-setup(
-    ext_modules=cythonize(
+@contextmanager
+def _made_by(stamp: Path, *how: object) -> Iterator[bool]:
+    """
+    Tell whether what is there was made in another way, so that its age says nothing.
+
+    Args:
+        stamp: The file that says how it was made; there is none while it is made, or after that failed.
+
+        how: Whatever changes the result, beside the sources.
+    """
+    wanted = repr(how)
+    other = not stamp.exists() or stamp.read_text() != wanted
+    stamp.unlink(missing_ok=True)
+    yield other
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(wanted)
+
+
+class _BuildExt(build_ext):
+    """Compiles what is older than its sources, and everything after a change of switches or compiler."""
+
+    def run(self) -> None:
+        environment = [os.environ.get(name) for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS")]
+        how = cflags, ldflags, macros, environment, sys.version, self.build_lib
+        with _made_by(Path(self.build_temp, "compiled.txt"), *how) as other:
+            self.force = self.force or other
+            super().run()
+
+
+directives = {"language_level": "3", "freethreading_compatible": True, "linetrace": TRACE}
+with _made_by(Path("build", "cython.txt"), directives, ANNOTATE, Cython.__version__) as other:
+    modules = cythonize(
         [
             _extension("_cost"),
             _extension("_ring"),
@@ -64,8 +97,9 @@ setup(
             _extension("_keeper", "ext/picostep/keeper.c"),
         ],
         include_path=["ext"],
-        force=True,  # directives and switches are not part of cythonize's staleness check
-        annotate=_on("ANNOTATE"),
-        compiler_directives={"language_level": "3", "freethreading_compatible": True, "linetrace": TRACE},
+        force=other,
+        annotate=ANNOTATE,
+        compiler_directives=directives,
     )
-)
+
+setup(ext_modules=modules, cmdclass={"build_ext": _BuildExt})

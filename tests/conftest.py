@@ -23,17 +23,16 @@ from support import OURS, Ingest, ring_directory
 if TYPE_CHECKING:
     from ringfile import Rig
 
-# No deadline per example: a slow machine is no fault of the code. "campaign" is for long runs, started by
-# hand.
+# No deadline per example: a slow machine is no fault of the code. "quick" is for the quick tests, "ci" for
+# all of them; "campaign" is for long runs, started by hand.
 settings.register_profile("ci", max_examples=150, deadline=None, print_blob=True)
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=50)
 settings.register_profile(
     "campaign",
     settings.get_profile("ci"),
     max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "20000")),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
-settings.load_profile(PROFILE)
 
 # Seconds of CPU, of the test and of the processes that it waited for: a busy machine adds little to them. Far
 # more than what a quick test takes, so that no slower machine fails for it.
@@ -51,8 +50,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two for the whole tree, as much of it is waiting; files and tests that are named run right here."""
+    return 0 if config.args_source is config.ArgsSource.ARGS else 2
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """No test sees the settings or the state of whoever runs it, least of all a real key."""
+    settings.load_profile(_profile(config))
     if not hasattr(config, "workerinput"):  # workers of xdist tell the process that started them
         config.pluginmanager.register(_Unmarked(config.option.strict_slow))
     os.environ["XDG_STATE_HOME"] = config._state = tempfile.mkdtemp(prefix="picostep-state-")
@@ -63,6 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
             "PICOSTEP_SEED",
         ):
             del os.environ[name]
+    os.environ.pop("COLUMNS", None)  # of a terminal; workers of xdist are given it, too
     # What ignores a signal hands that on to the hosts it starts, which are sent these.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -80,8 +86,15 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         from picostep import _api
     except ImportError as error:
         return [f"picostep: cannot be imported: {error}"]
-    ours = [f"picostep: {picostep.__version__}, core {_api.__file__}", f"hypothesis profile: {PROFILE}"]
+    ours = [
+        f"picostep: {picostep.__version__}, core {_api.__file__}",
+        f"hypothesis profile: {_profile(config)}",
+    ]
     return ours if _runs_slow(config) else [*ours, QUICK]
+
+
+def _profile(config: pytest.Config) -> str:
+    return os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if _runs_slow(config) else "quick")
 
 
 def _runs_slow(config: pytest.Config) -> bool:
@@ -90,7 +103,7 @@ def _runs_slow(config: pytest.Config) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if PROFILE == "campaign":
+    if _profile(config) == "campaign":
         for item in items:
             item.add_marker(pytest.mark.timeout(0))
     slow = [item for item in items if item.get_closest_marker("slow")]

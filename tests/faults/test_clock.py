@@ -99,6 +99,7 @@ def wait_for_requests(scenario: Scenario, count: int) -> None:
     wait_until(lambda: len(scenario.proxy.requests) >= count, 20.0, f"{count} requests")
 
 
+@pytest.mark.slow
 def test_exporter_pauses_by_the_monotonic_clock(stage: Stage, clock: Clock) -> None:
     """A clock set by years, forth and back, neither ends nor prolongs a Retry-After of a second."""
     scenario = stage(**clock.env)

@@ -37,6 +37,7 @@ MUTANT_CYCLES = 60
 RATE = times(500, 2000)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_killed_hosts(stage: Stage) -> None:
     """
@@ -94,7 +95,7 @@ def test_killed_inside_the_copy(ring_base: Path, ingest: Ingest, start_host: Sta
 
 
 @campaign
-@pytest.mark.campaign
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_commit_before_the_copy_is_found(
     tmp_path: Path, ring_base: Path, ingest: Ingest, start_host: Start
@@ -146,6 +147,7 @@ def build_mutant(place: Path) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_killed_exporters(stage: Stage) -> None:
     """

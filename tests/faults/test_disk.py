@@ -90,6 +90,7 @@ FEW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_calls_that_fail(ring_base: Path, tmp_path: Path, start_host: Start, strace: str) -> None:
     """Each call that the exporter makes for its sink fails once; everything is stored once all the same."""
@@ -127,6 +128,7 @@ SPOOL_FEW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_calls_that_fail_for_the_spool(
     ring_base: Path, tmp_path: Path, start_host: Start, strace: str, ingest: Ingest

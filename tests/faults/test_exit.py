@@ -214,6 +214,7 @@ def test_counting_while_other_threads_open_rings(ring_base: Path) -> None:
 # --- exporter and host ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_hosts_share_an_exporter_which_leaves_after_them(
     ring_base: Path, ingest: Ingest, start_host: Start
 ) -> None:
@@ -289,6 +290,7 @@ def test_pipes_of_the_host_are_closed_with_it(ring_base: Path, ingest: Ingest) -
             host.communicate()
 
 
+@pytest.mark.slow
 def test_rings_adopted_by_a_thread(ring_base: Path, ingest: Ingest, start_host: Start) -> None:
     """The thread exporter does the same jobs: it takes over rings of dead processes."""
     oracle, env = Oracle(ingest), environment(ring_base, ingest.url)
@@ -474,6 +476,7 @@ for number in range(40):
 """
 
 
+@pytest.mark.slow
 def test_many_workers_in_a_small_shared_memory(small_file_system: Path, ingest: Ingest) -> None:
     """Forty workers and 64 MB: rings get smaller, then private; all deliver, and others have room left."""
     reading, writing = os.pipe()

@@ -164,7 +164,7 @@ def test_ends_in_the_middle_of_recording(ring_base: Path, ingest: Ingest, name: 
     assert not counted["torn"] or code < 0
 
 
-@pytest.mark.parametrize("backend", ["dead", "silent"])
+@pytest.mark.parametrize("backend", ["dead", pytest.param("silent", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["daemon", "ordinary"])
 def test_exit_while_threads_record(ring_base: Path, ingest: Ingest, backend: str, kind: str) -> None:
     """They go on for ever, or a little longer; the exit takes two seconds at most, and nothing is lost."""
@@ -238,6 +238,7 @@ print(delivered)
 """
 
 
+@pytest.mark.slow
 def test_directory_that_vanishes(ring_base: Path, ingest: Ingest) -> None:
     """The host goes on; its exporter keeps what it has open; a ring opened later is in a new directory."""
     done = run_python(VANISHING, environment(ring_base, ingest.url))
@@ -250,6 +251,7 @@ def test_directory_that_vanishes(ring_base: Path, ingest: Ingest) -> None:
 EXPORT = [sys.executable, "-m", "picostep", "export"]
 
 
+@pytest.mark.slow
 def test_sidecar_that_is_killed_and_restarted(ring_base: Path, ingest: Ingest) -> None:
     """A host with an exporter beside it never notices; all that it recorded arrives."""
     code = (

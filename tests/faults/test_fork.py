@@ -26,6 +26,7 @@ def check(ring_base: Path, oracle: Oracle) -> None:
     assert check_totals(ring_base)["accepted"] == len(oracle.promised)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("exporter", ["process", "thread"])
 def test_fork_from_recording_threads(
@@ -51,7 +52,9 @@ def test_fork_by_c_code(ring_base: Path, ingest: Ingest, start_host: Start) -> N
     check(ring_base, oracle)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "forkserver"))]
+)
 def test_multiprocessing(ring_base: Path, ingest: Ingest, start_host: Start, method: str) -> None:
     oracle = Oracle(ingest)
     host = start_host(environment(ring_base, ingest.url), "processes", method, times(3, 20))
@@ -237,6 +240,7 @@ print(len(ids))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("exporter", ["process", "thread"])
 def test_forks_under_load(ring_base: Path, ingest: Ingest, exporter: str) -> None:
@@ -321,6 +325,7 @@ print(nth)
 """
 
 
+@pytest.mark.slow
 def test_fork_while_another_thread_opens_a_ring(ring_base: Path) -> None:
     env = environment(ring_base, "http://127.0.0.1:9/", PICOSTEP_EXPORTER="off")
     done = run_python(OPENING, env, timeout=100.0, args=(str(times(11, 1)),))
@@ -379,6 +384,7 @@ print(trials)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_fork_while_another_thread_imports(ring_base: Path) -> None:
     """The child must not find a module locked for ever."""

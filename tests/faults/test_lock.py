@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from oracle import exporter_pids, times
 from scenario import Scenario
 from support import clean_environment, wait_until
@@ -68,6 +70,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_exporters_that_race(stage: Stage, tmp_path: Path) -> None:
     """Two sidecars and the keepers of two hosts want the lock; whoever has it is told to leave, in turn."""
     scenario = stage(PICOSTEP_BATCH_RECORDS="32")

@@ -50,6 +50,7 @@ def _removed(group: Path) -> bool:
     return not group.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exporter", ["off", "process"])
 def test_killed_for_memory(stage: Stage, container: Path, exporter: str) -> None:
     """The ring outlives a host, and its exporter, that were killed for having filled it."""

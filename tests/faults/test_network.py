@@ -54,6 +54,7 @@ SWALLOWED = 8 << 20
 """Bytes of an answer without end that get under way: what is read of it, and the buffers of two sockets."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("exporter", ["process", "thread"])
 def test_each_fault(stage: Stage, exporter: str) -> None:
@@ -97,6 +98,7 @@ def log_of(scenario: Scenario) -> list[str]:
     return [line.split(" ", 2)[2] for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_statuses_that_pause(stage: Stage) -> None:
     """They say nothing about the records, which are kept; each gets one line, and no redirect is followed."""
     scenario = stage()
@@ -120,7 +122,7 @@ def test_statuses_that_pause(stage: Stage) -> None:
         assert line.startswith("WARNING")
 
 
-@pytest.mark.parametrize("code", [400, 413, 422])
+@pytest.mark.parametrize("code", [400, *(pytest.param(code, marks=pytest.mark.slow) for code in (413, 422))])
 def test_records_that_are_refused(stage: Stage, code: int) -> None:
     """Halving finds each of them: it is dropped and counted, and all others arrive."""
     scenario = stage(refused=lambda step_id: step_id.endswith("7"), PICOSTEP_BATCH_RECORDS="128")
@@ -133,6 +135,7 @@ def test_records_that_are_refused(stage: Stage, code: int) -> None:
     assert scenario.oracle.repeated() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(700)
 def test_backoff_and_retry_after(stage: Stage) -> None:
     """Pauses double up to their limit, drawn at random below it; what a receiver asks for comes first."""
@@ -172,8 +175,8 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
     ("name", "exporter", "killed"),
     [
         ("refuse", "process", False),
-        ("hang", "process", True),
-        ("401", "thread", False),
+        pytest.param("hang", "process", True, marks=pytest.mark.slow),
+        pytest.param("401", "thread", False, marks=pytest.mark.slow),
         *times([], [("blackhole", "process", False), ("reset_after", "thread", False)]),
     ],
 )

@@ -166,6 +166,7 @@ def test_killed_at_random_moments(ring_base: Path, ingest: Ingest) -> None:
     assert open_ones > cycles
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("program", "within"), [("changing", 0.01), ("ending", 0.006)])
 def test_killed_inside_a_call(ring_base: Path, ingest: Ingest, program: str, within: float) -> None:
@@ -395,6 +396,7 @@ def kill_while_it_writes(env: dict[str, str], ring: Path, target: int) -> bool:
         return target <= accepted() < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_exporter_killed_while_it_writes(ring_base: Path, ingest: Ingest) -> None:
     """Each run is recorded once, however often exporters are killed in the middle of it."""

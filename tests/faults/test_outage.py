@@ -19,6 +19,7 @@ DRAIN = times(30.0, 600.0)
 HOST_GROWTH = 8 << 20  # bytes beyond its ring
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_backend_away_under_load(stage: Stage) -> None:
     """The host neither waits nor grows, nothing is lost, and the backlog shrinks while new steps come."""

@@ -20,6 +20,7 @@ from test_power import Disk, disk, pytestmark  # noqa: F401 - the fixture, and w
 Stage = Callable[..., Scenario]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_synced_steps_survive(ring_base: Path, disk: Callable[[], Disk], stage: Stage) -> None:  # noqa: F811
     random, promised = Random(os.urandom(8).hex()), 0

@@ -76,6 +76,7 @@ print(tried, "places in", nth, "lines")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.timeout(900)
 def test_records_in_the_middle_of_the_first(ring_base: Path) -> None:

@@ -210,10 +210,11 @@ class Server:
 Serve = Callable[..., Server]
 
 
-def servers(*always: str, campaign: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+def servers(quick: str, *slow: str, campaign: tuple[str, ...] = ()) -> pytest.MarkDecorator:
     """Parametrize a test by servers, some of them in campaigns only."""
-    names = [*always, *(pytest.param(name, marks=oracle.campaign) for name in campaign)]
-    return pytest.mark.parametrize("name", names)
+    others = [pytest.param(name, marks=pytest.mark.slow) for name in slow]
+    long = [pytest.param(name, marks=[pytest.mark.slow, oracle.campaign]) for name in campaign]
+    return pytest.mark.parametrize("name", [quick, *others, *long])
 
 
 @pytest.fixture
@@ -300,6 +301,7 @@ def test_server_that_is_interrupted(
     check(server, ledger, ingest, ring_base)
 
 
+@pytest.mark.slow
 @servers("gunicorn", campaign=("gunicorn, threads, preloaded",))
 def test_workers_that_are_replaced(
     ring_base: Path, ingest: Ingest, ledger: Path, serve: Serve, name: str
@@ -317,6 +319,7 @@ def test_workers_that_are_replaced(
     check(server, ledger, ingest, ring_base)
 
 
+@pytest.mark.slow
 @servers("gunicorn, threads, preloaded", campaign=("uvicorn, 2 workers",))
 def test_workers_that_are_killed(
     ring_base: Path, ingest: Ingest, ledger: Path, serve: Serve, name: str
@@ -335,6 +338,7 @@ def test_workers_that_are_killed(
     check(server, ledger, ingest, ring_base)
 
 
+@pytest.mark.slow
 @servers("gunicorn, threads", campaign=("uvicorn", "uvicorn, 2 workers"))
 def test_exit_with_a_dead_backend(ring_base: Path, ledger: Path, serve: Serve, name: str) -> None:
     """Two seconds longer than without picostep at most; all is delivered when the backend is back."""

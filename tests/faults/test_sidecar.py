@@ -136,6 +136,7 @@ def exporting(container: Container, env: dict[str, str]) -> Iterator[subprocess.
         process.wait(100)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_server_and_exporter_in_containers(container: Container, start_host: Start) -> None:
     """Either is killed; the other one, or the next, delivers what was accepted. And told to end, it ends."""

@@ -32,6 +32,7 @@ def healthy() -> Iterator[Receiver]:
         yield receiver
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(times(240, 6000))
 def test_one_sink_dead_for_long(stage: Stage, healthy: Receiver) -> None:
     """The host does not notice it, the other sink hardly; nothing grows, and it gets everything."""

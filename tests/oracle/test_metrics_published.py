@@ -279,6 +279,7 @@ def buckets_of(found: Mapping[Key, Decimal], name: str) -> dict[str, Decimal]:
     return dict(sums)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_records_of_four_processes(
     ring_base: Path, tmp_path: Path, ingest: Ingest
 ) -> None:
@@ -408,6 +409,7 @@ def test_records_that_are_offered_again_are_counted_once(ring_base: Path) -> Non
     assert found.total().count == counted
 
 
+@pytest.mark.slow
 def test_counters_outlive_the_processes_that_they_are_of(ring_base: Path) -> None:
     port = free_port()
     with published(str(port)) as publisher:
@@ -462,6 +464,7 @@ def test_hostile_texts(ingest: Ingest, protocol: str) -> None:
     same_by_otlp(found, pushed(ingest.requests[-1]))
 
 
+@pytest.mark.slow
 def test_ten_thousand_models(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp, "MOST_BYTES", 500_000)
     with published(f"otlp:{ingest.url}", OTEL_EXPORTER_OTLP_COMPRESSION="gzip") as publisher:
@@ -660,6 +663,7 @@ def test_pushes_that_fail_are_superseded(ingest: Ingest, caplog: pytest.LogCaptu
     assert pushed(ingest.requests[-1])["picostep.steps"].sum.data_points[0].as_int == 3
 
 
+@pytest.mark.slow
 def test_a_receiver_that_is_dead_or_hangs_holds_up_no_record(ring_base: Path, ingest: Ingest) -> None:
     ingest.default = Reply(hang=threading.Event())
     sink = Kept()
@@ -722,6 +726,7 @@ def test_a_port_in_use_leaves_nothing_open() -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_export(ring_base: Path, tmp_path: Path, ingest: Ingest) -> None:
     port, path = free_port(), tmp_path / "out.jsonl"
     command = ["export", "--to", f"jsonl:{path}", "--metrics", str(port), "--metrics", f"otlp:{ingest.url}"]

@@ -124,12 +124,13 @@ def test_every_mutation_has_its_place() -> None:
     assert len({mutated(name) for name in MUTANTS}) == len(MUTANTS)
 
 
+@pytest.mark.slow
 def test_one_mutant_is_noticed(tmp_path: Path) -> None:
     assert failures(compiled(mutated(IN_CI), tmp_path)) > 0, f"PICOSTEP_SEED={SEED}"
 
 
 @long
-@pytest.mark.campaign
+@pytest.mark.slow
 def test_the_portable_arithmetic_is_right(tmp_path: Path) -> None:
     """What compilers without overflow builtins get."""
     text = (SOURCE / "_cost.pxd").read_text(encoding="utf-8")
@@ -139,13 +140,13 @@ def test_the_portable_arithmetic_is_right(tmp_path: Path) -> None:
 
 
 @long
-@pytest.mark.campaign
+@pytest.mark.slow
 def test_the_original_is_not_a_mutant(tmp_path: Path) -> None:
     assert failures(compiled((SOURCE / "_cost.pxd").read_text(encoding="utf-8"), tmp_path)) == 0
 
 
 @long
-@pytest.mark.campaign
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_each_mutant_is_noticed(name: str, tmp_path: Path) -> None:
     assert failures(compiled(mutated(name), tmp_path)) > 0, f"PICOSTEP_SEED={SEED}"

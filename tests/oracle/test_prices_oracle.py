@@ -31,6 +31,7 @@ def asked(provider: str, model: str, moment: datetime, **counts: int) -> oracle.
     return oracle.Call(provider, model, moment, None, **fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("provider", "name"), oracle.TRICKY)
 def test_tricky_models_at_each_of_their_boundaries(provider: str, name: str) -> None:
     """At each threshold and each change of price, and one token or microsecond to either side."""

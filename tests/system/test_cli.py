@@ -1018,7 +1018,7 @@ main()
 
     def test_a_reader_that_goes_away(self, store: Path) -> None:
         sink = StoreSink(str(store))
-        sink.deliver([step("long", prompt="\n".join(map(str, range(20_000))))])
+        sink.deliver([step("long", prompt="\n".join(["x" * 70] * 1200))])  # more than a pipe holds
         sink.close()
 
         process = command("show", "long", "--full", "--store", str(store))
@@ -1263,6 +1263,7 @@ class TestExport:
         assert messages[-1]["message"] == "stopped"
         assert sum("serving" in entry["message"] for entry in messages) == 2
 
+    @pytest.mark.slow
     def test_another_exporter_is_at_work(self, ring_base: Path, tmp_path: Path) -> None:
         options = ("export", "--to", f"store:{tmp_path / 'out.db'}")
         first = command(*options, PICOSTEP_DIR=str(ring_base))

@@ -596,6 +596,7 @@ def log_of(directory: RingDir) -> str:
     return path.read_text()
 
 
+@pytest.mark.slow
 def test_process_works_until_it_is_not_needed(directory: RingDir, ingest: Ingest) -> None:
     dead_host(directory, 20)
     with exporter_process(directory, tcc(ingest.url)) as exporter:

@@ -296,7 +296,9 @@ def run_on_tmpfs(tmp_path: Path, size: str, code: str) -> str:
 
 @needs_mount
 @pytest.mark.parametrize("reserve", [False, True])
-@pytest.mark.parametrize("size", [300, 1000, 20_000, 3_000_000])
+@pytest.mark.parametrize(
+    "size", [300, *(pytest.param(size, marks=pytest.mark.slow) for size in (1000, 20_000, 3_000_000))]
+)
 def test_no_space_for_the_rest(tmp_path: Path, reserve: bool, size: int) -> None:
     """The ring becomes as large as it can be; what is accepted is there; no store meets a missing page."""
     code = f"""
@@ -364,6 +366,7 @@ def test_no_space_for_the_table_of_runs(tmp_path: Path) -> None:
     run_on_tmpfs(tmp_path, "4m", code)
 
 
+@pytest.mark.slow
 @needs_mount
 def test_many_processes_on_a_small_file_system(tmp_path: Path) -> None:
     """40 at once on the 64 MB that a container has: all record, and something is left for others."""

@@ -175,7 +175,13 @@ def processes(base: Path) -> dict[str, bytes]:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize(
     ("exporter", "reply", "in_code"),
-    [("process", 200, True), ("process", 503, False), ("thread", 401, True), ("external", 200, False)],
+    [
+        ("process", 200, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("process", 503, False), ("thread", 401, True), ("external", 200, False))
+        ),
+    ],
 )
 def test_canaries(
     exporter: str, reply: int, in_code: bool, ring_base: Path, ingest: Ingest, tmp_path: Path

@@ -149,6 +149,7 @@ def answer(directory: RingDir) -> Snapshot:
 # --- the socket -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.builds(
@@ -345,6 +346,7 @@ def check(load: Load, told: list[Told]) -> None:
             assert steps.duration.quantile(share) == pytest.approx(exact(durations, share), 0.0101)
 
 
+@pytest.mark.slow
 def test_several_exporters(host: Host, settings: dict[str, str], tmp_path: Path) -> None:
     """Of hosts with other settings, and one in the foreground that serves two directories."""
     sidecar = subprocess.Popen(

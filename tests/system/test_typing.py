@@ -21,6 +21,7 @@ def run(*args: str, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_program_type_checks(tmp_path: Path) -> None:
     """Away from the sources, so that what is installed is checked: `py.typed` and stubs included."""
     run(
@@ -33,6 +34,7 @@ def test_program_type_checks(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_stubs_say_what_is_there(tmp_path: Path) -> None:
     config = tmp_path / "mypy.ini"
     config.write_text(f"[mypy]\ncache_dir = {tmp_path}\n")

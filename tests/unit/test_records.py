@@ -698,6 +698,7 @@ def test_references_are_returned(rig: Rig) -> None:
 
 
 @pytest.mark.skipif(FREE_THREADED, reason="blocks are counted per thread there")
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(path.name for path in (TESTS / "isolated").glob("leaks*.py")))
 @pytest.mark.timeout(3600)
 def test_nothing_leaks(tmp_path: Path, script: str) -> None:

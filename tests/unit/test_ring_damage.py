@@ -137,6 +137,7 @@ def test_truncated_at_every_byte(small_image: Image) -> None:
         image.check_data(image.raw[:length], range(length, len(image.raw)))
 
 
+@pytest.mark.slow
 def test_every_byte_of_frames_flipped(image: Image) -> None:
     """One of each kind, the last one of a lap, and what follows it: every byte, in several ways."""
     last = max(image.frames, key=lambda frame: frame.at)

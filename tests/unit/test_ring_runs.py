@@ -509,6 +509,7 @@ def check_damaged(dead: Dead, table: Table, raw: bytes, hit: set[int]) -> None:
         assert record["status_message"].endswith(DEAD)
 
 
+@pytest.mark.slow
 def test_every_byte_of_an_image(table: Table, dead: Dead) -> None:
     for image in table.images[:2]:
         (size,) = (FRAME.unpack_from(table.raw, image.at)[1],)

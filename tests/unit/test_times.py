@@ -204,6 +204,7 @@ class TestIsoMs:
 
         assert expected == iso_ms(ns)
 
+    @pytest.mark.slow
     def test_every_day_of_400_years(self) -> None:
         day = datetime(1700, 1, 1, tzinfo=timezone.utc)
         for number in range(146_097):
