@@ -757,6 +757,124 @@ def test_a_receiver_of_protobuf_only_gets_that(ingest: Ingest) -> None:
         here.deliver([step()])
 
 
+def without(*refused: str, status: int = 415) -> Callable[[Request], Reply]:
+    """A receiver that refuses what is compressed, or JSON."""
+
+    def reply(request: Request) -> Reply:
+        said = {request.headers["content-type"], request.headers.get("content-encoding", "")}
+        return Reply(status=status if said & set(refused) else 200)
+
+    return reply
+
+
+@pytest.mark.parametrize("protocol", ["http/json", "http/protobuf"])
+@pytest.mark.parametrize("status", [415, 400, 422])
+def test_a_receiver_that_reads_nothing_compressed(ingest: Ingest, protocol: str, status: int) -> None:
+    """It is asked once; some say that the body is broken."""
+    ingest.default = without("gzip", status=status)
+    here = sink(ingest.url, compression="gzip", protocol=protocol)
+    for name in ("a", "b"):
+        assert here.deliver([step(name)]) == {}
+    assert ["content-encoding" in each.headers for each in ingest.requests] == [True, False, False]
+    assert [ids(each) for each in ingest.requests[1:]] == [["a"], ["b"]]
+
+
+def test_what_is_compressed_and_json(ingest: Ingest) -> None:
+    """Which of the two is refused is found out, and only that is left."""
+    for refused, left in [
+        (("application/json",), ("application/x-protobuf", "gzip")),
+        (("application/json", "gzip"), ("application/x-protobuf", None)),
+        (("gzip",), ("application/json", None)),
+    ]:
+        ingest.take()
+        ingest.default = without(*refused)
+        here = sink(ingest.url, compression="gzip")
+        for name in ("a", "b"):
+            assert here.deliver([step(name)]) == {}
+        first, second = [each for each in ingest.take() if without(*refused)(each).status == 200]
+        assert [ids(first), ids(second)] == [["a"], ["b"]]
+        for each in (first, second):
+            assert (each.headers["content-type"], each.headers.get("content-encoding")) == left
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_bad_record_is_no_reason_to_stop_compressing(ingest: Ingest, status: int) -> None:
+    here = sink(ingest.url, compression="gzip")
+    ingest.default = Reply(status=status)
+    with pytest.raises(Rejected, match=rf"^http {status}$"):
+        here.deliver([step("bad")])
+    ingest.default = Reply()
+    assert here.deliver([step("good")]) == {}
+    assert ingest.take()[-1].headers["content-encoding"] == "gzip"
+    ingest.default = Reply(status=status)
+    with pytest.raises(Rejected):
+        here.deliver([step("bad")])
+    assert len(ingest.requests) == 1  # that it can read what is compressed is known now
+
+
+# --- too large ----------------------------------------------------------------------------------------------
+
+
+def takes(limit: int) -> Callable[[Request], Reply]:
+    return lambda request: Reply(status=413 if len(request.body) > limit else 200)
+
+
+COUNTED = {"prompt_uncached_tokens": 7, "completion_tokens": 5, "cost_pico": 10**9}
+
+
+@pytest.mark.parametrize("protocol", ["http/json", "http/protobuf"])
+@pytest.mark.parametrize(
+    ("characters", "limit", "texts"),
+    [(350_000, 1 << 20, 1), (350_000, 4 << 20, 3), (200_000, 256 << 10, 1), (900_000, 256 << 10, 0)],
+)
+def test_what_is_left_of_a_record_that_is_too_large(
+    ingest: Ingest, protocol: str, characters: int, limit: int, texts: int
+) -> None:
+    """First repeated texts go, then all: never counts, times and cost."""
+    ingest.default = takes(limit)
+    here = sink(ingest.url, protocol=protocol)
+    text = "p" * characters
+    assert here.deliver([step(prompt=text, response="r", **COUNTED)]) == {}
+    (taken,) = spans(ingest.requests[-1])
+    found = attributes(taken)
+    assert sum(text in str(value) for value in found.values()) == texts
+    assert found.get("picostep.shed", False) is (texts == 0)
+    assert (found["gen_ai.usage.input_tokens"], found["gen_ai.usage.output_tokens"]) == (7, 5)
+    assert Decimal(found["picostep.cost_usd"]) == Decimal("0.001")
+    assert (taken.start_time_unix_nano, taken.end_time_unix_nano) == (TIMES["start_ns"], TIMES["end_ns"])
+    assert "r" in json.loads(found["gen_ai.output.messages"])[0]["parts"][0]["content"]
+
+
+@pytest.mark.parametrize("kind", ["run", "tool_call"])
+def test_runs_and_tool_calls_that_are_too_large(ingest: Ingest, kind: str) -> None:
+    ingest.default = takes(256 << 10)
+    long = "x" * 300_000
+    record = (
+        run(user_prompt=long, full_output=long, metadata=json.dumps({"a": long}), session_id="s")
+        if kind == "run"
+        else tool_call(tool_name="n", args=long, result=long)
+    )
+    assert sink(ingest.url).deliver([record]) == {}
+    (taken,) = spans(ingest.requests[-1])
+    found = attributes(taken)
+    assert found["picostep.shed"] is True
+    assert long not in str(found)
+    assert found["session.id" if kind == "run" else "gen_ai.tool.name"] == ("s" if kind == "run" else "n")
+
+
+def test_the_form_that_was_too_large_is_not_tried_again(ingest: Ingest) -> None:
+    ingest.default = takes(256 << 10)
+    here = sink(ingest.url)
+    for name in ("a", "b", "c"):
+        assert here.deliver([step(name, prompt="p" * 200_000)]) == {}
+    assert [len(each.body) > 256 << 10 for each in ingest.requests] == [True, False, False, False]
+    ingest.take()
+    for name in ("d", "e"):
+        assert here.deliver([step(name, prompt="p" * 500_000)]) == {}
+    assert [len(each.body) > 256 << 10 for each in ingest.requests] == [True, False, False]
+    assert attributes(spans(ingest.requests[-1])[0])["picostep.shed"] is True
+
+
 def test_protobuf_that_is_not_installed(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp_http, "_has_protobuf", lambda: False)
     ingest.default = protobuf_only
@@ -954,6 +1072,32 @@ def test_too_large_is_halved(otlp_host: dict[str, str], ingest: Ingest) -> None:
         "invoke_agent",
         *(f"s{number}" for number in range(40)),
     }
+
+
+@pytest.mark.parametrize("limit", [256 << 10, 1 << 20])
+def test_too_large_alone_loses_texts_and_nothing_else(
+    otlp_host: dict[str, str], ingest: Ingest, limit: int
+) -> None:
+    ingest.default = takes(limit)
+    code = """
+import json, picostep
+for number in range(30):
+    run = picostep.run(f"r{number}").prompt("q").response("a")
+    step = run.step(f"s{number}").prompt("p" * 40_000 * number).response("r")
+    step.tokens(prompt_uncached=number, completion=1).end()
+    run.end()
+assert picostep.flush(30)
+print(json.dumps(picostep.stats()))
+"""
+    stats = json.loads(run_python(code, otlp_host, timeout=60).stdout)
+    assert (stats["delivered"], sum(stats["dropped"].values())) == (60, 0)
+    taken = spans(*(each for each in ingest.requests if len(each.body) <= limit))
+    counts = {
+        found["picostep.step_id"]: found["gen_ai.usage.input_tokens"]
+        for found in map(attributes, taken)
+        if "picostep.step_id" in found
+    }
+    assert counts == {f"s{number}": number for number in range(30)}
 
 
 def test_partial_success_is_counted(otlp_host: dict[str, str], ingest: Ingest, tmp_path: Path) -> None:
