@@ -29,9 +29,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from picostep._ring import JSONText
 from picostep.errors import ConfigError
 from picostep.payload import Record
+from picostep.settings import otel
 from picostep.settings.destination import Destination, resolve_destination
 from picostep.settings.table import Settings
-from picostep.sinks import Refused, Rejected, RetryLater
+from picostep.sinks import Refused, Rejected, RetryLater, open_sink
 from picostep.sinks.otlp import OtlpSink
 from picostep.sinks.otlp import http as otlp_http
 from picostep.sinks.otlp import json as spans_json
@@ -959,26 +960,169 @@ def test_variables_for_traces_win(environment: Rows) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "left"),
+    [
+        ("PROTOCOL", "grpc", ()),
+        ("PROTOCOL", "http", ()),
+        ("COMPRESSION", "deflate", ()),
+        ("TIMEOUT", "0", ()),
+        ("TIMEOUT", "-1", ()),
+        ("TIMEOUT", "nan", ()),
+        ("TIMEOUT", "10s", ()),
+        ("TIMEOUT", "300001", ()),
+        ("HEADERS", "a", ()),
+        ("HEADERS", "a,x=1", (("header", "x", "1"),)),
+        ("HEADERS", f"x={KEY}%0d%0ay: z", ()),
+        ("HEADERS", f"x={KEY}%E2%82%AC", ()),
+        ("HEADERS", f"x={KEY},{KEY}", (("header", "x", KEY),)),
+        ("HEADERS", f"a b={KEY}", ()),
+        ("HEADERS", f"content-type={KEY},y=2", (("header", "y", "2"),)),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a", ()),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a,zone=b,=c", (("resource", "zone", "b"),)),
+    ],
+)
+def test_a_shared_variable_that_is_no_use_is_ignored(
+    environment: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
+    left: tuple[tuple[str, ...], ...],
+) -> None:
+    """It may be meant for the SDK of OpenTelemetry in the same process, which is said to be fine with it."""
+    monkeypatch.setattr(otel, "_said", set())
+    assert environment(**{name: value}) == left
+    assert environment(**{name: value}) == left
+    lines = [each.getMessage() for each in caplog.records]
+    assert lines
+    assert len(set(lines)) == len(lines)
+    for line in lines:
+        assert line.startswith("ignored: ")
+        assert name in line
+        assert KEY not in line
+
+
+def test_what_another_variable_says_counts_then(environment: Rows) -> None:
+    assert environment(TRACES_PROTOCOL="grpc", PROTOCOL="http/protobuf") == (("protocol", "http/protobuf"),)
+    assert environment(TRACES_PROTOCOL="http/json") == (("protocol", "http/json"),)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("10", 10), ("2.5", 2.5), ("999", 300), ("1000", 1), ("10000", 10), ("300000", 300), ("0.5", 0.5)],
+)
+def test_a_timeout_in_seconds_or_milliseconds(environment: Rows, given: str, seconds: float) -> None:
+    """The SDK for Python has seconds, the specification milliseconds."""
+    ((name, found),) = environment(TIMEOUT=given)
+    assert (name, float(found)) == ("timeout", seconds)
+
+
+OURS_WIN = {
+    "PICOSTEP_OTLP_HEADERS": "x-own=a%2Cb",
+    "PICOSTEP_OTLP_PROTOCOL": "http/json",
+    "PICOSTEP_OTLP_TIMEOUT": "7",
+    "PICOSTEP_OTLP_CERTIFICATE": "/own.pem",
+    "PICOSTEP_OTLP_COMPRESSION": "none",
+}
+SHARED = {
+    "OTEL_EXPORTER_OTLP_HEADERS": f"x-vendor={KEY}",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "2000",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE": "/shared.pem",
+    "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+    "OTEL_SERVICE_NAME": "web",
+}
+
+
+@pytest.mark.parametrize("in_code", [False, True])
+def test_own_settings_win_over_shared_ones(clean_env: pytest.MonkeyPatch, in_code: bool) -> None:
+    for name, value in {**SHARED, **({} if in_code else OURS_WIN)}.items():
+        clean_env.setenv(name, value)
+    given = {name.removeprefix("PICOSTEP_").lower(): value for name, value in OURS_WIN.items()}
+    settings = Settings.resolve(to="otlp:http://h", **(given if in_code else {}))
+    assert set(resolve_destination(settings).otlp) == {
+        ("protocol", "http/json"),
+        ("timeout", "7.0"),
+        ("certificate", "/own.pem"),
+        ("header", "x-own", "a,b"),
+        ("resource", "service.name", "web"),
+    }
+
+
+def test_settings_for_each_sink(clean_env: pytest.MonkeyPatch) -> None:
+    """Each receives its own headers, and nobody those of another."""
+    with Ingest() as first, Ingest() as second, Ingest() as third:
+        variables = {
+            "OTEL_EXPORTER_OTLP_HEADERS": "x=shared",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            "PICOSTEP_TO": f"otlp:{first.url},stdout,otlp:{second.url},otlp:{third.url}",
+            "PICOSTEP_OTLP_HEADERS": "2:x=b%2C2,2:y=2,3:none",
+            "PICOSTEP_OTLP_PROTOCOL": "http/json,2:http/protobuf",
+            "PICOSTEP_OTLP_COMPRESSION": "3:gzip",
+        }
+        for name, value in variables.items():
+            clean_env.setenv(name, value)
+        here = Destination.from_dict(resolve_destination(Settings.resolve()).as_dict())
+        for spec in here.to:
+            if spec != "stdout":
+                open_sink(spec, here).deliver([step()])
+        sent = [each.take()[0].headers for each in (first, second, third)]
+    assert [found.get("x") for found in sent] == ["shared", "b,2", None]
+    assert [found.get("y") for found in sent] == [None, "2", None]
+    assert [found["content-type"] for found in sent] == [
+        "application/json",
+        "application/x-protobuf",
+        "application/json",
+    ]
+    assert [found.get("content-encoding") for found in sent] == [None, None, "gzip"]
+
+
+def test_a_header_of_one_sink_is_no_change_for_another(clean_env: pytest.MonkeyPatch) -> None:
+    """What waits in its spool stays its own."""
+
+    def fingerprints(headers: str) -> list[str]:
+        clean_env.setenv("PICOSTEP_OTLP_HEADERS", headers)
+        here = resolve_destination(Settings.resolve(to=["otlp:http://a", "otlp:http://b"]))
+        return [here.sink_fingerprint(spec) for spec in here.to]
+
+    before, after = fingerprints("x=1,2:x=2"), fingerprints("x=1,2:x=3")
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("PROTOCOL", "grpc"),
+        ("PROTOCOL", "2:"),
         ("COMPRESSION", "deflate"),
         ("TIMEOUT", "0"),
-        ("TIMEOUT", "10s"),
-        ("TIMEOUT", "300001"),
-        ("HEADERS", "a"),
-        ("HEADERS", f"x={KEY}%0d%0ay: z"),
-        ("HEADERS", f"x={KEY}%E2%82%AC"),
-        ("HEADERS", f"x={KEY},{KEY}"),
-        ("HEADERS", f"a b={KEY}"),
-        ("HEADERS", f"content-type={KEY}"),
-        ("OTEL_RESOURCE_ATTRIBUTES", "a"),
+        ("TIMEOUT", "301"),
+        ("TIMEOUT", "2:1"),
+        ("HEADERS", KEY),
+        ("HEADERS", f"2:x={KEY}"),
+        ("HEADERS", f"x={KEY}%0a"),
+        ("HEADERS", f"host={KEY}"),
     ],
 )
-def test_a_bad_variable_is_named(environment: Rows, name: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=name) as raised:
-        environment(**{name: value})
+def test_an_own_setting_that_is_no_use_is_refused(
+    clean_env: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    clean_env.setenv(f"PICOSTEP_OTLP_{name}", value)
+    with pytest.raises(ConfigError, match=f"PICOSTEP_OTLP_{name}|sink otlp number 2, but") as raised:
+        resolve_destination(Settings.resolve(to="otlp:http://h"))
     assert KEY not in str(raised.value)
+
+
+def test_own_headers_are_shown_nowhere(clean_env: pytest.MonkeyPatch) -> None:
+    clean_env.setenv("PICOSTEP_OTLP_HEADERS", f"x={KEY}")
+    for settings in (
+        Settings.resolve(to="otlp:http://h"),
+        Settings.resolve(to="otlp:http://h", otlp_headers=f"x={KEY}"),
+    ):
+        here = resolve_destination(settings)
+        assert ("header", "x", KEY) in here.otlp
+        assert KEY not in repr(settings) + repr(settings.as_dict()) + repr(settings.limits) + repr(here)
 
 
 @pytest.mark.parametrize(
@@ -1113,6 +1257,23 @@ def test_partial_success_is_counted(otlp_host: dict[str, str], ingest: Ingest, t
         json.loads(line)["record"] for path in tmp_path.rglob("dead-letters.jsonl") for line in path.open()
     ]
     assert [letter.get("step_id", "invoke_agent") for letter in letters] == alone
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+        {"OTEL_RESOURCE_ATTRIBUTES": "no pairs"},
+        {"OTEL_EXPORTER_OTLP_TIMEOUT": "10"},
+    ],
+    ids=str,
+)
+def test_what_a_service_sets_for_its_own_sdk_stops_nothing(
+    otlp_host: dict[str, str], ingest: Ingest, shared: dict[str, str]
+) -> None:
+    ingest.default = Reply(delay=0.2)
+    stats = json.loads(run_python(DELIVERED, otlp_host | shared, args=("3",)).stdout)
+    assert (stats["delivered"], balanced(stats)) == (4, True)
 
 
 def test_a_run_whose_host_is_killed_is_the_parent_of_its_steps(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from picostep.payload import encode_each
+from picostep.settings.otel import rows_for
 from picostep.settings.urls import endpoint
 from picostep.sinks import Refused, Undelivered
 from picostep.sinks.otlp import json
@@ -44,15 +45,16 @@ class OtlpSink:
     Args:
         url: Whole endpoint.
 
-        destination: With the rows of `picostep.settings.otel.otlp_rows()`.
+        destination: With the rows of `picostep.settings.otel.rows_of()`.
 
     Raises:
         ConfigError: The URL, the file of certificates or the protocol cannot be used.
     """
 
     def __init__(self, url: str, destination: Destination) -> None:
-        self._receiver = Receiver(endpoint(url, "the URL of sink otlp"), destination.otlp, "sink otlp")
-        self._content = ("content", "off") not in destination.otlp
+        rows = rows_for(destination.otlp, f"otlp:{url}")
+        self._receiver = Receiver(endpoint(url, "the URL of sink otlp"), rows, "sink otlp")
+        self._content = ("content", "off") not in rows
         self._form = self._chosen_form()
         self._sizes = Sizes("sink otlp")
 
