@@ -885,6 +885,21 @@ def test_protobuf_that_is_not_installed(ingest: Ingest, monkeypatch: pytest.Monk
         sink(ingest.url, protocol="http/protobuf")
 
 
+def test_protobuf_that_only_a_shared_variable_asks_for(
+    ingest: Ingest, clean_env: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be there for an SDK elsewhere: without its library, JSON goes out."""
+    clean_env.setattr(otlp_http, "_has_protobuf", lambda: False)
+    clean_env.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    here = resolve_destination(Settings.resolve(to=f"otlp:{ingest.url}"))
+    assert open_sink(here.to[0], here).deliver([step()]) == {}
+    assert ingest.requests[0].headers["content-type"] == "application/json"
+    assert "picostep[otlp]" in caplog.text
+    own = resolve_destination(Settings.resolve(to=f"otlp:{ingest.url}", otlp_protocol="http/protobuf"))
+    with pytest.raises(ConfigError, match=r"picostep\[otlp\]"):
+        open_sink(own.to[0], own)
+
+
 def test_timeout(ingest: Ingest) -> None:
     ingest.script(Reply(delay=5))
     with pytest.raises(RetryLater, match=r"^read timeout$"):
@@ -943,7 +958,7 @@ def test_everything_set(environment: Rows) -> None:
         OTEL_SERVICE_NAME="web",
     )
     assert found == (
-        ("protocol", "http/protobuf"),
+        ("protocol", "http/protobuf", "shared"),
         ("compression", "gzip"),
         ("timeout", "2.5"),
         ("certificate", "/b.pem"),
@@ -1003,8 +1018,11 @@ def test_a_shared_variable_that_is_no_use_is_ignored(
 
 
 def test_what_another_variable_says_counts_then(environment: Rows) -> None:
-    assert environment(TRACES_PROTOCOL="grpc", PROTOCOL="http/protobuf") == (("protocol", "http/protobuf"),)
-    assert environment(TRACES_PROTOCOL="http/json") == (("protocol", "http/json"),)
+    assert environment(TRACES_PROTOCOL="grpc", PROTOCOL="http/protobuf")[0][:2] == (
+        "protocol",
+        "http/protobuf",
+    )
+    assert environment(TRACES_PROTOCOL="http/json")[0][:2] == ("protocol", "http/json")
 
 
 @pytest.mark.parametrize(

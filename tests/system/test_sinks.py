@@ -29,7 +29,7 @@ from picostep.settings.destination import Destination
 from picostep.sinks import Rejected, RetryLater, Sink, Undelivered, http, jsonl, open_sink, open_sinks
 from picostep.sinks.otlp import OtlpSink
 from picostep.sinks.tcc import TccSink
-from support import Ingest, Reply, Request, free_port, talkative
+from support import Ingest, Reply, Request, free_port, run_python, talkative
 
 KEY = "dev_secret-key"
 CERTIFICATE = Path(__file__).parents[1] / "data" / "self_signed.pem"
@@ -598,6 +598,33 @@ def test_a_limit_that_was_raised_is_found(
     monkeypatch.setattr("picostep.sinks.sizes.time.monotonic", lambda: later)
     sink.deliver([step(prompt="p" * 2 * LONG)])
     assert ingest.requests[-1].json()["prompt"] == "p" * 2 * LONG
+
+
+def test_counts_of_a_host_arrive_where_little_is_taken(
+    ring_base: Path, ingest: Ingest, tmp_path: Path
+) -> None:
+    ingest.default = takes(256 * 1024)
+    code = """
+import json, picostep
+run = picostep.run("r")
+for number in range(20):
+    step = run.step(str(number)).prompt("p" * 40_000 * number).response("r")
+    step.tokens(prompt_uncached=number, completion=1).end()
+run.prompt("q").response("a").end()
+assert picostep.flush(30)
+print(json.dumps(picostep.stats()))
+"""
+    environment = {
+        "TCC_API_KEY": KEY,
+        "TCC_URL": f"{ingest.url}/v1/custom",
+        "PICOSTEP_DIR": str(ring_base),
+        "XDG_STATE_HOME": str(tmp_path),
+    }
+    stats = json.loads(run_python(code, environment, timeout=60).stdout)
+    assert (stats["delivered"], sum(stats["dropped"].values())) == (21, 0)
+    taken = [item for each in ingest.requests if len(each.body) <= 256 * 1024 for item in each.items()]
+    counts = {item["step_id"]: item["prompt_uncached_tokens"] for item in taken if item["type"] == "step"}
+    assert counts == {str(number): number for number in range(20)}
 
 
 def test_feedback_that_is_too_large_keeps_its_score(ingest: Ingest, sink: TccSink) -> None:

@@ -1,4 +1,4 @@
-"""How OTLP is sent: OpenTelemetry's variables, for metrics too, and settings of sink `otlp` that win over them."""
+"""How OTLP is sent: OpenTelemetry's variables, and the settings of sink `otlp` that win over them."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def rows_of(settings: Settings, environ: Mapping[str, str], specs: Iterable[str]
     Return the rows for the sinks `otlp` of a destination.
 
     Besides those of `otlp_rows()` there are `("content", "off")`, and rows for one sink: `("only", spec, …)`.
+    A protocol that is only a shared one's is `("protocol", …, "shared")`: the sink may do without.
 
     Args:
         settings: Win over the variables of OpenTelemetry.
@@ -94,7 +95,8 @@ def rows_of(settings: Settings, environ: Mapping[str, str], specs: Iterable[str]
         own.setdefault(int(number), []).append(("header", *map(str, header)))
     if own and max(own) > len(specs):
         raise ConfigError(f"a setting for sink otlp number {max(own)}, but there are {len(specs)}")
-    rows = _replaced(otlp_rows(environ), own.pop(0, []))
+    shared = [(*row, "shared") if row[0] == "protocol" else row for row in otlp_rows(environ)]
+    rows = _replaced(shared, own.pop(0, []))
     if not settings.otlp_content:
         rows = (*rows, ("content", "off"))
     only = [(_ONLY, specs[number - 1], *row) for number in sorted(own) for row in own[number]]

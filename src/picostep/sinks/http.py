@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-__all__ = ["HEADERS", "TOO_LARGE", "Client", "Reply", "TooLarge", "judge"]
+__all__ = ["HEADERS", "Client", "Reply", "TooLarge", "judge"]
 
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "picostep"}
 
@@ -40,7 +40,7 @@ _CONNECT_TIMEOUT = 5.0  # seconds
 _READ_TIMEOUT = 10.0
 _LONGEST_ANSWER = 64 * 1024  # bytes that are read of a response
 
-TOO_LARGE = 413
+_TOO_LARGE = 413
 _BUSY = frozenset({408, 429, *range(500, 600)})
 
 # The first that fits.
@@ -141,7 +141,7 @@ def judge(reply: Reply, never: frozenset[int]) -> None:
     if 200 <= reply.status < 300:
         return
     if reply.status in never:
-        raise (TooLarge if reply.status == TOO_LARGE else Rejected)(f"http {reply.status}")
+        raise (TooLarge if reply.status == _TOO_LARGE else Rejected)(f"http {reply.status}")
     raise RetryLater(f"http {reply.status}", reply.after if reply.status in _BUSY else None)
 
 
@@ -228,8 +228,12 @@ def _proxy_for(url: str) -> str | None:
 
 
 def _is_direct(host: str, port: int | None) -> bool:
-    """Return whether NO_PROXY or the system exempts a host: as requests reads that, which the SDK of The
-    Context Company sends with; other programs read networks and ports in it otherwise, or not at all."""
+    """
+    Return whether NO_PROXY or the system exempts a host from proxies.
+
+    That is read as requests reads it, which the SDK of The Context Company sends with; other programs read
+    networks and ports in it otherwise, or not at all.
+    """
     given = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     names = [name for name in given.replace(" ", "").split(",") if name]
     address = _ipv4(host)

@@ -45,7 +45,7 @@ class Receiver:
     Args:
         url: Whole endpoint, which was checked.
 
-        rows: From `picostep.settings.otel.otlp_rows()`.
+        rows: From `picostep.settings.otel.otlp_rows()` or `rows_for()`.
 
         name: Whose it is, for messages.
 
@@ -66,6 +66,9 @@ class Receiver:
         self._gzip = options.get("compression") == "gzip"
         self._unpacks = False  # whether the receiver has taken something compressed
         protocol = options.get("protocol")
+        if ("protocol", "http/protobuf", "shared") in map(tuple, rows) and not _has_protobuf():
+            log.warning("%s: sends JSON, as http/protobuf needs opentelemetry-proto: picostep[otlp]", name)
+            protocol = None
         if protocol == "http/protobuf" and not _has_protobuf():
             raise ConfigError(f"{name}: http/protobuf needs opentelemetry-proto: picostep[otlp]")
         self.protobuf = protocol == "http/protobuf" or (
