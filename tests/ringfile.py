@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,18 @@ IMAGE_SIZE = SLOT_SIZE // 2
 IMAGES = (1 << 62) + 1
 """The commit word of image 0 in slot 0, less the nonce."""
 FRAME = struct.Struct("=QIBBHQ")
-RECORD = struct.Struct("=4q6qd16s16sHHHBB")
+RECORD = struct.Struct("=4qd16s16s16sIIBBBxI3q")
+HAS_COUNTS = 9
+"""Where among the values of `RECORD` the bits of the counts are; all but three of them lie behind it."""
+
 TEXT = struct.Struct("=BBBxIQ")
+JSON = 1
+"""The encoding of a text that is the JSON of a dict or list."""
+
+BYTE = {"little": "le", "big": "be"}[sys.byteorder]
+CODINGS = {1: "latin-1", 2: f"utf-16-{BYTE}", 4: f"utf-32-{BYTE}"}
+"""By width, of the characters of a text."""
+
 WORD = struct.Struct("=Q")
 
 # Offsets of the header's words.
@@ -70,7 +81,7 @@ OUTCOME = {
         )
     )
 }
-HEADER_USED = HEADER["last_error"] + 64
+HEADER_USED = HEADER["last_error"] + 512
 """Bytes of the header that mean something."""
 MASK = 2**64 - 1
 KINDS = {1: "step", 2: "run", 3: "tool_call", 4: "feedback"}
@@ -111,6 +122,12 @@ class Frame:
     """Slot, width, bytes and offset in the file of each."""
 
 
+def texts_at(raw: bytes, at: int) -> int:
+    """Where in the file the entries of the texts of a frame begin."""
+    has_counts = RECORD.unpack_from(raw, at + FRAME.size)[HAS_COUNTS]
+    return at + FRAME.size + RECORD.size + 8 * (has_counts >> 3).bit_length()
+
+
 def frames(raw: bytes) -> list[Frame]:
     """All frames between tail and head; fails if they do not join."""
     words = header(raw)
@@ -124,7 +141,7 @@ def frames(raw: bytes) -> list[Frame]:
         assert commit == (words["nonce"] + position) & MASK
         _, size, kind, texts, flags, seq = FRAME.unpack_from(raw, at)
         assert size % 8 == 0
-        entry = at + FRAME.size + RECORD.size
+        entry = texts_at(raw, at)
         text_at, entries = entry + texts * TEXT.size, []
         for number in range(texts):
             slot, width, _, length, _ = TEXT.unpack_from(raw, entry + number * TEXT.size)
@@ -165,13 +182,12 @@ def images(raw: bytes) -> list[Image]:
         assert KINDS[kind] == "run"
         assert size % 8 == 0
         assert size <= IMAGE_SIZE
-        entry = at + FRAME.size + RECORD.size
+        entry = texts_at(raw, at)
         text_at, texts = entry + count * TEXT.size, {}
         for index in range(count):
-            slot, width, json, length, chars = TEXT.unpack_from(raw, entry + index * TEXT.size)
-            coding = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}[width]
-            kept = raw[text_at : text_at + length].decode(coding, "surrogatepass")
-            texts[slot] = (kept, chars, bool(json))
+            slot, width, encoding, length, chars = TEXT.unpack_from(raw, entry + index * TEXT.size)
+            kept = raw[text_at : text_at + length].decode(CODINGS[width], "surrogatepass")
+            texts[slot] = (kept, chars, encoding == JSON)
             text_at += -(-length // 8) * 8
         assert text_at == at + size
         record = RECORD.unpack_from(raw, at + FRAME.size)

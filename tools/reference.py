@@ -21,7 +21,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reference"
 SOURCES = ROOT / "src"
-PUBLIC = ["picostep", "picostep.prices", "picostep.sinks"]
+PUBLIC = ["picostep", "picostep.asgi", "picostep.prices", "picostep.sinks"]
 """The modules whose `__all__` is described."""
 
 WIDTH = 120  # of a line

@@ -23,13 +23,14 @@ from picostep._clock cimport clock_offset, monotonic_ns, wall_ns
 from picostep._context cimport TRACEPARENT_SIZE, parse_traceparent
 from picostep._ids cimport ID_BYTES, format_id, next_id
 from picostep._ring cimport (
-    CONVERSATIONAL, COST_FLOAT, FEEDBACK_SCORE, FEEDBACK_TEXT, IS_CONVERSATIONAL, KIND_FEEDBACK, KIND_RUN,
-    KIND_STEP, KIND_TOOL_CALL, MAX_TEXTS, OWN_ID, OWN_UUID, RUN_ID, RUN_INPUT, RUN_METADATA, RUN_OUTPUT,
-    RUN_PROMPT, RUN_RESPONSE, RUN_SESSION, RUN_SYSTEM, RUN_UUID, START_GIVEN, STATUS_MESSAGE, STEP_COST,
-    STEP_FINISH, STEP_PROMPT, STEP_PROVIDER, STEP_REQUESTED, STEP_RESPONSE, STEP_TIER, STEP_TOOLS, STEP_USED,
-    TOKENS_CACHE_WRITE, TOKENS_CACHE_WRITE_1H, TOKENS_CACHED, TOKENS_COMPLETION, TOKENS_KINDS,
-    TOKENS_REASONING, TOKENS_UNCACHED, TOOL_ARGS, TOOL_NAME, TOOL_RESULT, TRACEPARENT, Record, Ring, append,
-    host, ps_mutex, track, track_again, untrack,
+    CACHE_WRITE_1H_TOKENS, CACHE_WRITE_TOKENS, COMMON_COUNTS, COMPLETION_TOKENS, CONVERSATIONAL, COST_FLOAT,
+    COUNTS, FEEDBACK_SCORE, FEEDBACK_TEXT, IS_CONVERSATIONAL, KIND_FEEDBACK, KIND_RUN, KIND_STEP,
+    KIND_TOOL_CALL, OWN_ID, OWN_UUID, PROMPT_CACHED_TOKENS, PROMPT_UNCACHED_TOKENS, REASONING_TOKENS,
+    RUN_FULL_INPUT, RUN_FULL_OUTPUT, RUN_ID, RUN_METADATA, RUN_RESPONSE, RUN_SESSION_ID, RUN_SYSTEM_PROMPT,
+    RUN_USER_PROMPT, RUN_UUID, START_GIVEN, STATUS_MESSAGE, STEP_FINISH_REASON, STEP_MODEL_REQUESTED,
+    STEP_MODEL_USED, STEP_PROMPT, STEP_PROVIDER, STEP_REAL_TOTAL_COST, STEP_RESPONSE, STEP_SERVICE_TIER,
+    STEP_TOOL_DEFINITIONS, TOOL_CALL_ARGS, TOOL_CALL_RESULT, TOOL_CALL_TOOL_NAME, TRACEPARENT, Draft, Record,
+    Ring, append, count_unrecorded, host, ps_mutex, track, track_again, untrack,
 )
 
 from picostep.errors import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError
@@ -53,21 +54,15 @@ cdef enum:
     MAX_COST_TEXT = 1000    # short enough to stay whole in any record
     # Slots that outlive end(), for properties and children: ids, and of a step what its cost follows from.
     KEPT = 1 << RUN_ID | 1 << OWN_ID | 1 << TRACEPARENT
-    STEP_KEPT = (
-        KEPT | 1 << STEP_REQUESTED | 1 << STEP_USED | 1 << STEP_COST | 1 << STEP_PROVIDER | 1 << STEP_TIER)
-    PART_TOKENS = 1 << TOKENS_CACHE_WRITE | 1 << TOKENS_CACHE_WRITE_1H | 1 << TOKENS_REASONING
+    COST_TEXTS = (
+        1 << STEP_MODEL_REQUESTED | 1 << STEP_MODEL_USED | 1 << STEP_REAL_TOTAL_COST | 1 << STEP_PROVIDER
+        | 1 << STEP_SERVICE_TIER)
+    STEP_KEPT = KEPT | COST_TEXTS
+    PART_TOKENS = 1 << CACHE_WRITE_TOKENS | 1 << CACHE_WRITE_1H_TOKENS | 1 << REASONING_TOKENS
 
-# As the exporter calls them: the texts that a cost follows from; the counts, by TOKENS_*.
-cdef tuple COST_TEXTS = (
-    (STEP_COST, "real_total_cost"), (STEP_REQUESTED, "model_requested"), (STEP_USED, "model_used"),
-    (STEP_PROVIDER, "provider"), (STEP_TIER, "service_tier"))
-cdef tuple TOKEN_NAMES = (
-    "prompt_uncached_tokens", "prompt_cached_tokens", "completion_tokens", "cache_write_tokens",
-    "cache_write_1h_tokens", "reasoning_tokens")
-
-cdef struct Draft:
-    Record record
-    PyObject *text[MAX_TEXTS]       # owned; NULL where record.present has no bit
+# As the exporter calls them, by number; None until a cost is read: a host that only records needs none.
+cdef tuple text_names = None
+cdef tuple count_names = None
 
 
 # ---- what the runtime tells this module -------------------------------------------------------------------
@@ -158,23 +153,23 @@ cdef inline void put(Draft *draft, int slot, object text, bint json) noexcept:
     cdef PyObject *old = draft.text[slot]
     Py_INCREF(text)
     draft.text[slot] = <PyObject *>text
-    draft.record.present |= <uint16_t>(1 << slot)
+    draft.present |= <uint32_t>1 << slot
     if json:
-        draft.record.json |= <uint16_t>(1 << slot)
+        draft.json |= <uint32_t>1 << slot
     else:
-        draft.record.json &= <uint16_t>~(1 << slot)
+        draft.json &= ~(<uint32_t>1 << slot)
     Py_XDECREF(old)
 
 
 cdef inline void drop(Draft *draft, int slot) noexcept:
     cdef PyObject *old = draft.text[slot]
     draft.text[slot] = NULL
-    draft.record.present &= <uint16_t>~(1 << slot)
+    draft.present &= ~(<uint32_t>1 << slot)
     Py_XDECREF(old)
 
 
 cdef inline void drop_all(Draft *draft, uint32_t keep) noexcept:
-    cdef uint32_t left = draft.record.present & ~keep
+    cdef uint32_t left = draft.present & ~keep
     while left:
         drop(draft, lowest_bit(left))
         left &= left - 1
@@ -335,56 +330,60 @@ cdef int as_odd_count(object value, int64_t *out, int64_t low, str where, str ar
     return 1
 
 
-cdef inline int count(int64_t *counts, uint8_t *has, int kind, object value, str where,
+cdef inline int count(int64_t *counts, uint32_t *has, int kind, object value, str where,
                       str argument) except -1:
     if value is None:
         return 1
-    has[0] |= <uint8_t>(1 << kind)
+    has[0] |= <uint32_t>1 << kind
     return as_count(value, &counts[kind], where, argument)
+
+
+cdef inline int64_t count_of(const Draft *draft, int kind) noexcept:
+    return draft.record.counts[kind] if kind < COMMON_COUNTS else draft.more[kind - COMMON_COUNTS]
 
 
 cdef inline int set_tokens(Draft *draft, object uncached, object cached, object completion,
                            object cache_write, object cache_write_1h, object reasoning, str where) except -1:
     """All or none: a wrong count leaves the others as they were."""
-    cdef int64_t counts[TOKENS_KINDS]
-    cdef uint8_t has = 0
-    if not (count(counts, &has, TOKENS_UNCACHED, uncached, where, "prompt_uncached")
-            and count(counts, &has, TOKENS_CACHED, cached, where, "prompt_cached")
-            and count(counts, &has, TOKENS_COMPLETION, completion, where, "completion")):
+    cdef int64_t counts[COUNTS]
+    cdef uint32_t has = 0
+    if not (count(counts, &has, PROMPT_UNCACHED_TOKENS, uncached, where, "prompt_uncached")
+            and count(counts, &has, PROMPT_CACHED_TOKENS, cached, where, "prompt_cached")
+            and count(counts, &has, COMPLETION_TOKENS, completion, where, "completion")):
         return 0
     if (cache_write is not None or cache_write_1h is not None or reasoning is not None
-            or draft.record.has_tokens & PART_TOKENS):
-        if not (count(counts, &has, TOKENS_CACHE_WRITE, cache_write, where, "cache_write")
-                and count(counts, &has, TOKENS_CACHE_WRITE_1H, cache_write_1h, where, "cache_write_1h")
-                and count(counts, &has, TOKENS_REASONING, reasoning, where, "reasoning")
-                and check_part(draft, counts, has, TOKENS_CACHE_WRITE_1H, TOKENS_CACHE_WRITE,
+            or draft.record.has_counts & PART_TOKENS):
+        if not (count(counts, &has, CACHE_WRITE_TOKENS, cache_write, where, "cache_write")
+                and count(counts, &has, CACHE_WRITE_1H_TOKENS, cache_write_1h, where, "cache_write_1h")
+                and count(counts, &has, REASONING_TOKENS, reasoning, where, "reasoning")
+                and check_part(draft, counts, has, CACHE_WRITE_1H_TOKENS, CACHE_WRITE_TOKENS,
                                "cache_write_1h", "cache_write", where)
-                and check_part(draft, counts, has, TOKENS_REASONING, TOKENS_COMPLETION,
+                and check_part(draft, counts, has, REASONING_TOKENS, COMPLETION_TOKENS,
                                "reasoning", "completion", where)):
             return 0
-    draft.record.has_tokens |= has
+    draft.record.has_counts |= has
     if uncached is not None:
-        draft.record.tokens[TOKENS_UNCACHED] = counts[TOKENS_UNCACHED]
+        draft.record.counts[PROMPT_UNCACHED_TOKENS] = counts[PROMPT_UNCACHED_TOKENS]
     if cached is not None:
-        draft.record.tokens[TOKENS_CACHED] = counts[TOKENS_CACHED]
+        draft.record.counts[PROMPT_CACHED_TOKENS] = counts[PROMPT_CACHED_TOKENS]
     if completion is not None:
-        draft.record.tokens[TOKENS_COMPLETION] = counts[TOKENS_COMPLETION]
+        draft.record.counts[COMPLETION_TOKENS] = counts[COMPLETION_TOKENS]
     has &= PART_TOKENS
     while has:
-        draft.record.tokens[lowest_bit(has)] = counts[lowest_bit(has)]
+        draft.more[lowest_bit(has) - COMMON_COUNTS] = counts[lowest_bit(has)]
         has &= has - 1
     return 1
 
 
-cdef int check_part(Draft *draft, const int64_t *counts, uint8_t has, int part, int whole, str part_name,
+cdef int check_part(Draft *draft, const int64_t *counts, uint32_t has, int part, int whole, str part_name,
                     str whole_name, str where) except -1:
     """A count that is a part of another cannot be larger; either may come first."""
-    cdef uint8_t known = has | draft.record.has_tokens
+    cdef uint32_t known = has | draft.record.has_counts
     cdef int64_t of_part, of_whole
     if not (known >> part & 1 and known >> whole & 1):
         return 1
-    of_part = counts[part] if has >> part & 1 else draft.record.tokens[part]
-    of_whole = counts[whole] if has >> whole & 1 else draft.record.tokens[whole]
+    of_part = counts[part] if has >> part & 1 else count_of(draft, part)
+    of_whole = counts[whole] if has >> whole & 1 else count_of(draft, whole)
     if of_part <= of_whole:
         return 1
     return fail(
@@ -393,7 +392,7 @@ cdef int check_part(Draft *draft, const int64_t *counts, uint8_t has, int part, 
 
 cdef inline int set_cost(Draft *draft, object value, str where, str argument) except -1:
     if PyFloat_Check(value) and isfinite(PyFloat_AS_DOUBLE(value)) and PyFloat_AS_DOUBLE(value) >= 0:
-        drop(draft, STEP_COST)
+        drop(draft, STEP_REAL_TOTAL_COST)
         draft.record.cost = PyFloat_AS_DOUBLE(value)
         draft.record.flags |= COST_FLOAT
         return 1
@@ -404,8 +403,8 @@ cdef int set_odd_cost(Draft *draft, object value, str where, str argument) excep
     """None, ints and Decimals, and what is wrong with the rest."""
     from decimal import Decimal
     if value is None:
-        drop(draft, STEP_COST)
-        draft.record.flags &= <uint16_t>~COST_FLOAT
+        drop(draft, STEP_REAL_TOTAL_COST)
+        draft.record.flags &= ~<uint32_t>COST_FLOAT
         return 1
     if isinstance(value, (float, Decimal)):
         number = value
@@ -421,8 +420,8 @@ cdef int set_odd_cost(Draft *draft, object value, str where, str argument) excep
     if len(text) > MAX_COST_TEXT:
         limit = MAX_COST_TEXT
         return fail(ArgumentError, f"{where}(): {argument} has {len(text)} digits; the most is {limit}")
-    put(draft, STEP_COST, exact(text), False)
-    draft.record.flags &= <uint16_t>~COST_FLOAT
+    put(draft, STEP_REAL_TOTAL_COST, exact(text), False)
+    draft.record.flags &= ~<uint32_t>COST_FLOAT
     return 1
 
 
@@ -517,7 +516,7 @@ cdef inline void inherit_run(Draft *draft, Draft *source) noexcept:
         draft.record.flags |= RUN_UUID
     else:
         put(draft, RUN_ID, <object>source.text[RUN_ID], False)
-    if source.record.present & 1 << TRACEPARENT:
+    if source.present & 1 << TRACEPARENT:
         put(draft, TRACEPARENT, <object>source.text[TRACEPARENT], False)
 
 
@@ -562,9 +561,9 @@ cdef inline bint hand_over(Draft *draft, int destination) except? -1:
         runtime.open_ring(destination)
         ring = host.ring[destination]
         if ring == NULL:
-            host.unrecorded += 1
+            count_unrecorded()
             return False
-    return append(ring, &draft.record, draft.text) == 0
+    return append(ring, draft) == 0
 
 
 # Names of the shared methods, by kind.
@@ -701,23 +700,27 @@ cdef int note_run(_Handle self) except -1:
 
     In the ring that its destination has now; only by the process that made it, as a child's death says
     nothing of it."""
-    cdef Record record
     cdef Ring *ring = host.ring[self.destination]
-    cdef int64_t now
+    cdef int64_t start, end, now
     if ring == NULL or disabled or self.forks != host.forks:
         return 0
     now = monotonic_ns()
     lock(&host.lock)
-    record = self.draft.record
-    record.end_ns = now + clock_offset(&host.clock, now)
+    end = now + clock_offset(&host.clock, now)
     unlock(&host.lock)
-    if not record.flags & START_GIVEN:
-        record.start_ns += record.end_ns - now
-    if ring.number != self.ring:
-        self.ring = ring.number
-        self.slot = <uint16_t>track(ring, &record, self.draft.text)
-    elif self.slot:
-        track_again(ring, self.slot, &record, self.draft.text)
+    # Without the GIL, whoever waits for a lock lets other threads change the run meanwhile: so nothing of it is
+    # looked at before the ring is ours.
+    lock(&ring.lock)
+    if self.state == OPEN:
+        start = self.draft.record.start_ns
+        if not self.draft.record.flags & START_GIVEN:
+            start += end - now
+        if ring.number != self.ring:
+            self.ring = ring.number
+            self.slot = <uint16_t>track(ring, &self.draft, start, end)
+        elif self.slot:
+            track_again(ring, self.slot, &self.draft, start, end)
+    unlock(&ring.lock)
     return 0
 
 
@@ -766,7 +769,7 @@ cdef ToolCall tool_call_of(_Handle parent, object tool_name, object tool_call_id
     check_made(parent, where)
     inherit_run(&made.draft, &parent.draft)
     set_own_id(&made.draft, tool_call_id, where, "tool_call_id")
-    set_optional(&made.draft, TOOL_NAME, tool_name, where, "tool_name")
+    set_optional(&made.draft, TOOL_CALL_TOOL_NAME, tool_name, where, "tool_name")
     begin(&made.draft, KIND_TOOL_CALL, start_time, where)
     return made
 
@@ -835,8 +838,9 @@ cdef class Run(_Handle):
         """
         if self.state != OPEN:
             not_open(self.state, "Run.prompt")
-        elif set_bodies(&self.draft, RUN_PROMPT, user_prompt, RUN_SYSTEM, system_prompt, RUN_INPUT,
-                        full_input, "Run.prompt", "user_prompt", "system_prompt", "full_input"):
+        elif set_bodies(&self.draft, RUN_USER_PROMPT, user_prompt, RUN_SYSTEM_PROMPT, system_prompt,
+                        RUN_FULL_INPUT, full_input, "Run.prompt", "user_prompt", "system_prompt",
+                        "full_input"):
             note_run(self)
         return self
 
@@ -858,7 +862,7 @@ cdef class Run(_Handle):
         """
         if self.state != OPEN:
             not_open(self.state, "Run.response")
-        elif set_bodies(&self.draft, RUN_RESPONSE, text, RUN_OUTPUT, full_output, RUN_OUTPUT, None,
+        elif set_bodies(&self.draft, RUN_RESPONSE, text, RUN_FULL_OUTPUT, full_output, RUN_FULL_OUTPUT, None,
                         "Run.response", "text", "full_output", ""):
             note_run(self)
         return self
@@ -917,11 +921,19 @@ cdef class Run(_Handle):
         """
         if self.state != OPEN:
             not_open(self.state, "Run.end")
-        elif not self.draft.record.present & 1 << RUN_PROMPT:
+        elif not self.draft.present & 1 << RUN_USER_PROMPT:
             missing("Run.end", "prompt")
         else:
             stamp(&self.draft, end_time, "Run.end")
             finish(self, "Run.end")
+
+
+cdef int name_fields() except -1:
+    global text_names, count_names
+    from picostep.record import counts, texts
+    count_names = counts()
+    text_names = texts("step")      # last: with it, both are there
+    return 0
 
 
 @cython.final
@@ -960,20 +972,22 @@ cdef class Step(_Handle):
         """What a cost follows from, by the names that the exporter uses."""
         cdef Draft *draft = &self.draft
         cdef Record *record = &draft.record
-        cdef dict out = {}
+        cdef uint32_t texts = draft.present & COST_TEXTS, counts = record.has_counts
         cdef int64_t start = record.start_ns
-        cdef int kind
+        cdef dict out = {}
+        if text_names is None:
+            name_fields()
         if self.state == OPEN and not record.flags & START_GIVEN:
             start += wall_ns() - monotonic_ns()
         out["start_ns"] = start
         if record.flags & COST_FLOAT:
             out["real_total_cost"] = record.cost
-        for slot, name in COST_TEXTS:
-            if draft.text[<int>slot] != NULL:
-                out[name] = <object>draft.text[<int>slot]
-        for kind in range(TOKENS_KINDS):
-            if record.has_tokens >> kind & 1:
-                out[TOKEN_NAMES[kind]] = record.tokens[kind]
+        while texts:
+            out[text_names[lowest_bit(texts)]] = <object>draft.text[lowest_bit(texts)]
+            texts &= texts - 1
+        while counts:
+            out[count_names[lowest_bit(counts)]] = count_of(draft, lowest_bit(counts))
+            counts &= counts - 1
         return out
 
     @cython.critical_section
@@ -1042,10 +1056,10 @@ cdef class Step(_Handle):
                 and optional_text(used, "Step.model", "used")
                 and optional_text(provider, "Step.model", "provider")
                 and optional_text(service_tier, "Step.model", "service_tier")):
-            set_optional(draft, STEP_REQUESTED, requested, "Step.model", "requested")
-            set_optional(draft, STEP_USED, used, "Step.model", "used")
+            set_optional(draft, STEP_MODEL_REQUESTED, requested, "Step.model", "requested")
+            set_optional(draft, STEP_MODEL_USED, used, "Step.model", "used")
             set_optional(draft, STEP_PROVIDER, provider, "Step.model", "provider")
-            set_optional(draft, STEP_TIER, service_tier, "Step.model", "service_tier")
+            set_optional(draft, STEP_SERVICE_TIER, service_tier, "Step.model", "service_tier")
         return self
 
     @cython.critical_section
@@ -1148,9 +1162,9 @@ cdef class Step(_Handle):
         if self.state != OPEN:
             not_open(self.state, "Step.finish_reason")
         elif reason is None:
-            drop(&self.draft, STEP_FINISH)
+            drop(&self.draft, STEP_FINISH_REASON)
         else:
-            set_text(&self.draft, STEP_FINISH, reason, "Step.finish_reason", "reason")
+            set_text(&self.draft, STEP_FINISH_REASON, reason, "Step.finish_reason", "reason")
         return self
 
     @cython.critical_section
@@ -1170,7 +1184,7 @@ cdef class Step(_Handle):
             ArgumentError: it is too deep, holds itself, or holds NaN or an infinite number.
         """
         if self.state == OPEN:
-            set_body(&self.draft, STEP_TOOLS, definitions, "Step.tool_definitions", "definitions")
+            set_body(&self.draft, STEP_TOOL_DEFINITIONS, definitions, "Step.tool_definitions", "definitions")
         else:
             not_open(self.state, "Step.tool_definitions")
         return self
@@ -1221,7 +1235,7 @@ cdef class Step(_Handle):
             ArgumentTypeError, ArgumentError: `end_time` cannot be read or lies before the start; the step
                 stays open.
         """
-        cdef uint16_t present = self.draft.record.present
+        cdef uint32_t present = self.draft.present
         if self.state != OPEN:
             not_open(self.state, "Step.end")
         elif not present & 1 << STEP_PROMPT:
@@ -1261,7 +1275,7 @@ cdef class ToolCall(_Handle):
             ArgumentTypeError: it is no str.
         """
         if self.state == OPEN:
-            set_text(&self.draft, TOOL_NAME, tool_name, "ToolCall.name", "tool_name")
+            set_text(&self.draft, TOOL_CALL_TOOL_NAME, tool_name, "ToolCall.name", "tool_name")
         else:
             not_open(self.state, "ToolCall.name")
         return self
@@ -1282,7 +1296,7 @@ cdef class ToolCall(_Handle):
             ArgumentError: it is too deep, or holds itself.
         """
         if self.state == OPEN:
-            set_tool_value(&self.draft, TOOL_ARGS, value, "ToolCall.args", "value")
+            set_tool_value(&self.draft, TOOL_CALL_ARGS, value, "ToolCall.args", "value")
         else:
             not_open(self.state, "ToolCall.args")
         return self
@@ -1303,7 +1317,7 @@ cdef class ToolCall(_Handle):
             ArgumentError: it is too deep, or holds itself.
         """
         if self.state == OPEN:
-            set_tool_value(&self.draft, TOOL_RESULT, value, "ToolCall.result", "value")
+            set_tool_value(&self.draft, TOOL_CALL_RESULT, value, "ToolCall.result", "value")
         else:
             not_open(self.state, "ToolCall.result")
         return self
@@ -1323,7 +1337,7 @@ cdef class ToolCall(_Handle):
         """
         if self.state != OPEN:
             not_open(self.state, "ToolCall.end")
-        elif not self.draft.record.present & 1 << TOOL_NAME:
+        elif not self.draft.present & 1 << TOOL_CALL_TOOL_NAME:
             missing("ToolCall.end", "name")
         else:
             stamp(&self.draft, end_time, "ToolCall.end")
@@ -1360,7 +1374,7 @@ def run(run_id=None, session_id=None, conversational=None, api_key=None, tcc_url
     made.destination = destination
     made.state = OPEN
     set_run_id(draft, run_id, False, "run")
-    set_optional(draft, RUN_SESSION, session_id, "run", "session_id")
+    set_optional(draft, RUN_SESSION_ID, session_id, "run", "session_id")
     set_conversational(draft, conversational, "run")
     set_traceparent(draft, traceparent, "run")
     begin(draft, KIND_RUN, start_time, "run")
@@ -1431,7 +1445,7 @@ def tool_call(run_id, tool_call_id=None, tool_name=None, api_key=None, tcc_url=N
     cdef ToolCall made = new_tool_call(destination)
     set_run_id(&made.draft, run_id, True, "tool_call")
     set_own_id(&made.draft, tool_call_id, "tool_call", "tool_call_id")
-    set_optional(&made.draft, TOOL_NAME, tool_name, "tool_call", "tool_name")
+    set_optional(&made.draft, TOOL_CALL_TOOL_NAME, tool_name, "tool_call", "tool_name")
     set_traceparent(&made.draft, traceparent, "tool_call")
     begin(&made.draft, KIND_TOOL_CALL, start_time, "tool_call")
     return made
@@ -1480,17 +1494,17 @@ def send_step(run_id, *, prompt, response, step_id=None, model_requested=None, m
         set_own_id(&draft, step_id, "send_step", "step_id")
         set_body(&draft, STEP_PROMPT, prompt, "send_step", "prompt")
         set_body(&draft, STEP_RESPONSE, response, "send_step", "response")
-        set_optional(&draft, STEP_REQUESTED, model_requested, "send_step", "model_requested")
-        set_optional(&draft, STEP_USED, model_used, "send_step", "model_used")
+        set_optional(&draft, STEP_MODEL_REQUESTED, model_requested, "send_step", "model_requested")
+        set_optional(&draft, STEP_MODEL_USED, model_used, "send_step", "model_used")
         set_optional(&draft, STEP_PROVIDER, provider, "send_step", "provider")
-        set_optional(&draft, STEP_TIER, service_tier, "send_step", "service_tier")
+        set_optional(&draft, STEP_SERVICE_TIER, service_tier, "send_step", "service_tier")
         set_tokens(&draft, prompt_uncached, prompt_cached, completion, cache_write, cache_write_1h, reasoning,
                    "send_step")
         if cost is not None:
             set_cost(&draft, cost, "send_step", "cost")
-        set_optional(&draft, STEP_FINISH, finish_reason, "send_step", "finish_reason")
+        set_optional(&draft, STEP_FINISH_REASON, finish_reason, "send_step", "finish_reason")
         if tool_definitions is not None:
-            set_body(&draft, STEP_TOOLS, tool_definitions, "send_step", "tool_definitions")
+            set_body(&draft, STEP_TOOL_DEFINITIONS, tool_definitions, "send_step", "tool_definitions")
         set_traceparent(&draft, traceparent, "send_step")
         conclude(&draft, status_code, status_message, end_time, destination, "send_step")
         return id_text(&draft, OWN_ID, OWN_UUID, draft.record.own_uuid)
@@ -1522,11 +1536,11 @@ def send_tool_call(run_id, *, name, tool_call_id=None, args=None, result=None, s
         begin(&draft, KIND_TOOL_CALL, start_time, "send_tool_call")
         set_run_id(&draft, run_id, True, "send_tool_call")
         set_own_id(&draft, tool_call_id, "send_tool_call", "tool_call_id")
-        set_text(&draft, TOOL_NAME, name, "send_tool_call", "name")
+        set_text(&draft, TOOL_CALL_TOOL_NAME, name, "send_tool_call", "name")
         if args is not None:
-            set_tool_value(&draft, TOOL_ARGS, args, "send_tool_call", "args")
+            set_tool_value(&draft, TOOL_CALL_ARGS, args, "send_tool_call", "args")
         if result is not None:
-            set_tool_value(&draft, TOOL_RESULT, result, "send_tool_call", "result")
+            set_tool_value(&draft, TOOL_CALL_RESULT, result, "send_tool_call", "result")
         set_traceparent(&draft, traceparent, "send_tool_call")
         conclude(&draft, status_code, status_message, end_time, destination, "send_tool_call")
         return id_text(&draft, OWN_ID, OWN_UUID, draft.record.own_uuid)
@@ -1564,17 +1578,17 @@ def send_run(*, prompt, response=None, steps=(), tool_calls=(), run_id=None, ses
     try:
         begin(&draft, KIND_RUN, start_time, "send_run")
         set_run_id(&draft, run_id, False, "send_run")
-        set_optional(&draft, RUN_SESSION, session_id, "send_run", "session_id")
+        set_optional(&draft, RUN_SESSION_ID, session_id, "send_run", "session_id")
         set_conversational(&draft, conversational, "send_run")
-        set_body(&draft, RUN_PROMPT, prompt, "send_run", "prompt")
+        set_body(&draft, RUN_USER_PROMPT, prompt, "send_run", "prompt")
         if system_prompt is not None:
-            set_body(&draft, RUN_SYSTEM, system_prompt, "send_run", "system_prompt")
+            set_body(&draft, RUN_SYSTEM_PROMPT, system_prompt, "send_run", "system_prompt")
         if full_input is not None:
-            set_body(&draft, RUN_INPUT, full_input, "send_run", "full_input")
+            set_body(&draft, RUN_FULL_INPUT, full_input, "send_run", "full_input")
         if response is not None:
             set_body(&draft, RUN_RESPONSE, response, "send_run", "response")
         if full_output is not None:
-            set_body(&draft, RUN_OUTPUT, full_output, "send_run", "full_output")
+            set_body(&draft, RUN_FULL_OUTPUT, full_output, "send_run", "full_output")
         if metadata is not None:
             set_metadata(&draft, metadata, {}, "send_run")
         set_traceparent(&draft, traceparent, "send_run")

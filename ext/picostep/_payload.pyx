@@ -6,21 +6,18 @@ from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.stdint cimport int64_t, uint32_t
 
 from picostep._cost import usd
+from picostep.record import local as local_fields
+from picostep.record import on_wire
 
 cdef extern from "Python.h":
     PyObject *PyDict_GetItemWithErrorRef "PyDict_GetItemWithError" (object, object) except? NULL
 
-cdef tuple STEP_FIELDS = (
-    "prompt", "response", "model_requested", "model_used", "finish_reason", "status_message",
-    "prompt_uncached_tokens", "prompt_cached_tokens", "completion_tokens", "real_total_cost",
-    "tool_definitions")
-cdef tuple RUN_PROMPT_FIELDS = ("user_prompt", "system_prompt", "full_input")
-cdef tuple RUN_FIELDS = ("session_id", "conversational", "response", "full_output", "status_message")
-cdef tuple TOOL_CALL_FIELDS = ("status_message",)
-cdef tuple FEEDBACK_FIELDS = ("score", "text")
-cdef tuple LOCAL_FIELDS = (
-    "provider", "service_tier", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens",
-    "cost_status", "price_table", "traceparent", "shed", "shortened", "withheld")
+cdef tuple STEP_FIELDS = on_wire("step")
+cdef tuple RUN_PROMPT_FIELDS = on_wire("run", "prompt")
+cdef tuple RUN_FIELDS = on_wire("run")
+cdef tuple TOOL_CALL_FIELDS = on_wire("tool_call")
+cdef tuple FEEDBACK_FIELDS = on_wire("feedback")
+cdef tuple LOCAL_FIELDS = local_fields()
 
 
 def wire(dict record not None) -> dict:

@@ -11,7 +11,13 @@ cdef extern from "_sys.h" nogil:
 
 cdef enum:
     MAX_DESTINATIONS = 64
-    MAX_TEXTS = 13
+    TEXTS = 13              # kinds of texts that this version records …
+    MAX_TEXTS = 32          # … and that a frame can have
+    COUNTS = 6              # kinds of counts that this version records …
+    COMMON_COUNTS = 3       # … of which every record has room for these …
+    MAX_COUNTS = 32         # … and that a frame can have
+    LAST_ERROR = 512
+    LAST_ERROR_2 = 64
     MAX_SLOTS = 4096        # runs that one ring can keep track of …
     SLOTS_32 = 128          # … a bit each
 
@@ -57,7 +63,7 @@ cdef struct Header:
     uint64_t turn
     uint64_t _pad2[7]
     Outcome outcome[2]
-    char last_error[64]     # ASCII, NUL-terminated
+    char last_error[512]    # LAST_ERROR; ASCII, NUL-terminated; of a host of version 2 LAST_ERROR_2 bytes
 
 cdef struct Frame:
     # nonce + position: written last, makes the frame visible; ~(nonce + position): go on at offset 0
@@ -71,7 +77,7 @@ cdef struct Frame:
 cdef struct Text:           # one for each; the texts themselves follow all entries, each padded to 8 bytes
     uint8_t slot
     uint8_t width           # bytes per character, as CPython holds it: 1, 2 or 4
-    uint8_t json            # 1: it is the JSON of a dict or list
+    uint8_t encoding        # AS_*
     uint8_t _pad
     uint32_t size           # bytes
     uint64_t chars          # characters that were handed over; more than size / width when shortened
@@ -82,21 +88,44 @@ cdef enum:                  # The table: slots of two images each. An image is a
     SLOT_SIZE = 2048
     SLOT_WORDS = 256
 
-cdef struct Record:         # the fixed part of every record
+# The fixed part of every record. After it come the counts beyond the common ones, up to the last one that is
+# set, 8 bytes each.
+cdef struct Record:
     int64_t start_ns        # Unix time; before end(), monotonic unless START_GIVEN
     int64_t end_ns
     int64_t first_token_ns  # 0: none
     int64_t status_code
-    int64_t tokens[6]       # TOKENS_*; valid where has_tokens has the bit
     double cost             # valid with COST_FLOAT
     uint8_t run_uuid[16]    # valid with RUN_UUID, else the id is a text
     uint8_t own_uuid[16]    # valid with OWN_UUID
+    uint8_t parent_uuid[16]     # reserved; valid with PARENT_UUID, else the id is the text PARENT_ID, if any
+    uint32_t flags
+    uint32_t has_counts     # bit per count, whose word is valid with it: *_TOKENS and the like
+    uint8_t kind
+    uint8_t operation       # reserved: 0 is chat, others for embeddings and the like
+    uint8_t cost_source     # reserved: who reported STEP_REPORTED_COST
+    uint8_t _pad
+    uint32_t attempts       # reserved: how often a client asked; 0: not known
+    int64_t counts[COMMON_COUNTS]
+
+# Frames of version 2 have this instead, and after it their texts. The first four words are the same.
+cdef struct Record2:
+    int64_t start_ns
+    int64_t end_ns
+    int64_t first_token_ns
+    int64_t status_code
+    int64_t counts[6]       # those of which has_counts has the bit
+    double cost
+    uint8_t run_uuid[16]
+    uint8_t own_uuid[16]
     uint16_t flags
-    uint16_t json           # bit per text slot
-    uint16_t present        # bit per text slot
-    uint8_t has_tokens
+    uint16_t _json
+    uint16_t _present
+    uint8_t has_counts
     uint8_t kind
 
+# A frame may have what is reserved here: a later host of the same version may set it. A reader skips texts,
+# encodings, counts and flags that it does not know, and keeps the record.
 cdef enum:
     KIND_STEP = 1
     KIND_RUN = 2
@@ -114,47 +143,80 @@ cdef enum:
     CONVERSATIONAL = 8      # the run says whether it is conversational …
     IS_CONVERSATIONAL = 16  # … and it is
     START_GIVEN = 32
+    # Reserved.
+    PARENT_UUID = 64
+    CANCELLED = 128         # whoever waited for it went away
+    NO_RUN = 256            # a step of its own: its run's id is made up
+    AMBIGUOUS_USAGE = 512   # counts of doubtful meaning were left out
+    CLAMPED_USAGE = 1024    # a part that was larger than the whole was cut
+    UNKNOWN_USAGE = 2048    # nothing could be read of what was given
 
+cdef enum:                  # how a text is kept
+    AS_TEXT = 0             # characters, as CPython holds them
+    AS_JSON = 1             # the same, and they are the JSON of a dict or list
+    # Reserved; of width 1.
+    AS_BYTES = 2            # as they were given: UTF-8, perhaps JSON
+    AS_EVENTS = 3           # the raw events of a stream, one after the other
+
+# Counts. Their names in a record, as those of the texts below, are in record.py, by these numbers.
 cdef enum:
-    TOKENS_UNCACHED = 0
-    TOKENS_CACHED = 1
-    TOKENS_COMPLETION = 2
-    TOKENS_CACHE_WRITE = 3
-    TOKENS_CACHE_WRITE_1H = 4   # of which live for an hour
-    TOKENS_REASONING = 5        # a part of completion
-    TOKENS_KINDS = 6
+    PROMPT_UNCACHED_TOKENS = 0
+    PROMPT_CACHED_TOKENS = 1
+    COMPLETION_TOKENS = 2
+    CACHE_WRITE_TOKENS = 3
+    CACHE_WRITE_1H_TOKENS = 4   # of which live for an hour
+    REASONING_TOKENS = 5        # a part of completion
+    # Reserved.
+    AUDIO_INPUT_TOKENS = 6
+    AUDIO_CACHED_TOKENS = 7
+    AUDIO_OUTPUT_TOKENS = 8
+    IMAGE_INPUT_TOKENS = 9
+    IMAGE_OUTPUT_TOKENS = 10
+    SEARCHES = 11
+    QUEUE_NS = 12
+    PREFILL_NS = 13
+    DECODE_NS = 14
 
-# Text slots. 0 and 1 are ids in every kind; 8 and 12 are the same in every kind that has them.
+# Texts. 0 and 1 are ids in every kind; 8, 12 and 13 are the same in every kind that has them.
 cdef enum:
     RUN_ID = 0
     OWN_ID = 1
     STATUS_MESSAGE = 8
     TRACEPARENT = 12        # of the caller's span, as parse_traceparent() writes it
+    PARENT_ID = 13          # reserved: of the step of a tool call, the outer run of a run
 
 cdef enum:
     STEP_PROMPT = 2
     STEP_RESPONSE = 3
-    STEP_TOOLS = 4
-    STEP_REQUESTED = 5
-    STEP_USED = 6
-    STEP_FINISH = 7
-    STEP_COST = 9           # decimal text of an int or Decimal
+    STEP_TOOL_DEFINITIONS = 4
+    STEP_MODEL_REQUESTED = 5
+    STEP_MODEL_USED = 6
+    STEP_FINISH_REASON = 7
+    STEP_REAL_TOTAL_COST = 9    # decimal text of an int or Decimal
     STEP_PROVIDER = 10
-    STEP_TIER = 11
+    STEP_SERVICE_TIER = 11
+    # Reserved.
+    STEP_REGION = 14
+    STEP_SPEED = 15
+    STEP_REPORTED_COST = 16     # decimal text of what the provider says it charged
+    STEP_METADATA = 17
 
 cdef enum:
-    RUN_SESSION = 1         # a run has no second id
-    RUN_PROMPT = 2
+    RUN_SESSION_ID = 1      # a run has no second id
+    RUN_USER_PROMPT = 2
     RUN_RESPONSE = 3
-    RUN_SYSTEM = 4
-    RUN_INPUT = 5
-    RUN_OUTPUT = 6
+    RUN_SYSTEM_PROMPT = 4
+    RUN_FULL_INPUT = 5
+    RUN_FULL_OUTPUT = 6
     RUN_METADATA = 7
+    # Reserved.
+    RUN_AGENT = 14
+    RUN_USER_ID = 15
 
 cdef enum:
-    TOOL_ARGS = 2
-    TOOL_RESULT = 3
-    TOOL_NAME = 4
+    TOOL_CALL_ARGS = 2
+    TOOL_CALL_RESULT = 3
+    TOOL_CALL_TOOL_NAME = 4
 
 cdef enum:
     FEEDBACK_SCORE = 2
@@ -194,7 +256,16 @@ cdef struct Host:           # what a process shares between its rooms
 
 cdef Host *host
 
-cdef int append(Ring *ring, Record *record, PyObject **texts) noexcept
-cdef uint32_t track(Ring *ring, Record *record, PyObject **texts) noexcept
-cdef void track_again(Ring *ring, uint32_t slot, Record *record, PyObject **texts) noexcept
+cdef struct Draft:          # a record that is being made
+    Record record
+    int64_t more[COUNTS - COMMON_COUNTS]    # the other counts
+    uint32_t present        # bit per text
+    uint32_t json           # bit per text: it is JSON
+    PyObject *text[TEXTS]   # owned; NULL where `present` has no bit
+
+cdef void count_unrecorded() noexcept nogil
+cdef int append(Ring *ring, const Draft *draft) noexcept
+cdef uint32_t track(Ring *ring, const Draft *draft, int64_t start_ns, int64_t end_ns) noexcept
+cdef void track_again(Ring *ring, uint32_t slot, const Draft *draft, int64_t start_ns,
+                      int64_t end_ns) noexcept
 cdef void untrack(Ring *ring, uint32_t slot) noexcept

@@ -50,16 +50,20 @@ static inline int ps_text_ready(PyObject *text) { (void)text; return 0; }
 
 #if defined(_MSC_VER)
 static inline int ps_lowest_bit(uint32_t v) { unsigned long i; _BitScanForward(&i, v); return (int)i; }
+static inline int ps_bit_length(uint32_t v) { unsigned long i; return _BitScanReverse(&i, v) ? (int)i + 1 : 0; }
 #else
 static inline int ps_lowest_bit(uint32_t v) { return __builtin_ctz(v); }
+static inline int ps_bit_length(uint32_t v) { return v ? 32 - __builtin_clz(v) : 0; }
 #endif
 
 /* ---- the lock of a ring: the GIL itself where there is one ---- */
 #ifdef Py_GIL_DISABLED
+#define PS_FREE_THREADED 1
 typedef PyMutex ps_mutex;
 static inline void ps_lock(ps_mutex *m) { PyMutex_Lock(m); }
 static inline void ps_unlock(ps_mutex *m) { PyMutex_Unlock(m); }
 #else
+#define PS_FREE_THREADED 0
 typedef char ps_mutex;
 static inline void ps_lock(ps_mutex *m) { (void)m; }
 static inline void ps_unlock(ps_mutex *m) { (void)m; }

@@ -22,6 +22,9 @@ class _Ids(Protocol):
 class RingError(Exception):
     """A file that is not a ring, or one that this version may not read. The message says why."""
 
+class NewerRing(RingError):
+    """A ring of a later version of the format: whole, and for an exporter of that version."""
+
 class JSONText(str):
     """A text that was handed over as a dict or list: its content is JSON."""
 
@@ -75,7 +78,7 @@ class HostRing:
         """Make this the ring of a destination; False when that has one already."""
 
     def reserve(self) -> None:
-        """Start to give the ring its space and its pages, in the background."""
+        """Start to give the ring its space and its pages, in the background; nothing if it is closed."""
 
     def abandon_runs(self) -> None:
         """Have nothing reported of the runs that are open, nor of later ones, when this process ends."""
@@ -85,7 +88,7 @@ class HostRing:
         End this ring: the next record of its destination opens another. Exporters take what is in it.
 
         Returns:
-            Its last counters(); empty when it was closed before.
+            Its last counters(); empty when it was closed before, or another thread is just closing it.
         """
 
     def counters(self) -> dict[str, Any]:
@@ -210,11 +213,15 @@ class RingReader:
         """Give back the space of an adopted ring that is empty; its counters stay."""
 
     def set_last_error(self, text: str) -> None:
-        """Say what goes wrong, in up to 63 ASCII characters: the host shows it in stats(). "" clears it."""
+        """
+        Say what goes wrong, in up to 511 ASCII characters: the host shows it in stats(). "" clears it.
+
+        A host of version 2 shows 63 of them.
+        """
 
     def counters(self) -> dict[str, Any]:
         """
-        Count records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
+        Return, in records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
 
         And last_error: text.
         """

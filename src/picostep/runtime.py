@@ -57,13 +57,14 @@ FLUSH_TIMEOUT = 30.0
 FORK_TIMEOUT = 2.0  # seconds
 
 _settings: Settings | None = None
-_default: int = -1
+_default: tuple[Settings, int] | None = None  # the default destination of these settings
 _destinations: list[Destination] = []
 _numbers: dict[tuple[str | None, str | None, str | None], int] = {}
 _keepers: dict[int, Keeper] = {}
 _threads: dict[int, Thread] = {}
 _overrides: dict[int, Overrides] = {}
 _retired: list[dict[str, object]] = []
+_given_up: dict[int, int] = {}  # the head of each ring that was waited for in vain, before the exit
 _misuses: dict[str, int] = {}
 _traceparent_ignored = False
 _forks = 0
@@ -77,7 +78,9 @@ def settings() -> Settings:
     if _settings is None:
         from picostep.settings.table import Settings
 
-        _settings = Settings.resolve()
+        found = Settings.resolve()
+        if _settings is None:  # another thread may have configured meanwhile
+            _settings = found
     return _settings
 
 
@@ -91,15 +94,16 @@ def configure(arguments: Mapping[str, object]) -> None:
     Raises:
         ConfigError: One of them cannot be used; nothing is changed.
     """
-    global _settings, _default
+    global _settings, _numbers
     _may_import(_load_settings)
     from picostep.settings.table import Settings
 
     new = Settings.resolve(**arguments)
     if not new.disabled:
         _where(new)
-    _settings, _default = new, -1
-    _numbers.clear()
+    # In this order: other threads may resolve destinations between any two of these lines.
+    _settings = new
+    _numbers = {}
     _api.use(-1, new.disabled, new.misuse == "raise")
 
 
@@ -174,22 +178,29 @@ if hasattr(os, "register_at_fork"):
 
 def _resolve_default() -> int:
     global _default
-    current = settings()
-    if _default < 0:
-        _default = _number(_nowhere(current) if current.disabled else _where(current))
-    _api.use(_default, current.disabled, current.misuse == "raise")
+    while True:
+        current, known = settings(), _default
+        if known is not None and known[0] is current:
+            number = known[1]
+        else:
+            number = _number(_nowhere(current) if current.disabled else _where(current))
+            _default = current, number
+        _api.use(number, current.disabled, current.misuse == "raise")
+        if settings() is current:  # else another thread has configured meanwhile
+            break
     if not current.disabled:
-        _provide_ring(_default)
-    return _default
+        _provide_ring(number)
+    return number
 
 
 def _resolve(key: tuple[str | None, str | None, str | None]) -> int:
+    numbers = _numbers  # before the settings: what follows from older ones is not found under newer ones
     current = settings()
     if current.disabled:
         return _resolve_default()
-    number = _numbers.get(key)
+    number = numbers.get(key)
     if number is None:
-        number = _numbers[key] = _number(_where(current, *key))
+        number = numbers[key] = _number(_where(current, *key))
     _provide_ring(number)
     return number
 
@@ -315,11 +326,12 @@ def _forget_parent() -> None:
         _keepers.clear()
         _threads.clear()
         _retired.clear()
+        _given_up.clear()
         _misuses.clear()
 
 
 def _directory_name(number: int, current: Settings) -> str:
-    if current.exporter == "external" and number == _default:
+    if current.exporter == "external" and _default is not None and number == _default[1]:
         return EXTERNAL
     return _destinations[number].fingerprint
 
@@ -368,7 +380,7 @@ def _start_process(number: int, current: Settings, directory: RingDir) -> bool:
         keeper = exporter_process(_destinations[number], current, directory, lambda: _process_failed(number))
         if keeper is None:
             return False
-        _keepers[number] = keeper
+        keeper = _keepers.setdefault(number, keeper)  # another thread may have been faster
     return keeper.start()
 
 
@@ -414,6 +426,18 @@ def _wait_until_all(done: Callable[[_ring.HostRing, int], bool], timeout: float)
         sleep(min(pause, left))
         pause = min(pause * 1.5, 0.01)
     return True
+
+
+def wait_for_delivery(timeout: float | None = None) -> None:
+    """
+    Wait like `flush()`, for `exit_timeout` by default; what is not delivered by then is not waited for again.
+
+    For whoever is told of the end of the process before `atexit` is, if that is at all.
+    """
+    if timeout is None:
+        timeout = settings().exit_timeout
+    if not flush(timeout):
+        _given_up.update({number: ring.head for number, ring in list(_rings.items())})
 
 
 def shutdown(timeout: float) -> bool:
@@ -495,9 +519,13 @@ def _at_exit() -> None:
         for ring in list(_rings.values()):
             ring.abandon_runs()
     current = settings()
-    if current.exporter == "off" or _wait_until_all(
-        lambda ring, head: ring.tail >= head, current.exit_timeout
-    ):
+    if current.exporter == "off":
+        return
+    if all(_given_up.get(number) == ring.head for number, ring in list(_rings.items())):
+        timeout = 0.0  # nothing has come since somebody waited in vain
+    else:
+        timeout = current.exit_timeout
+    if _wait_until_all(lambda ring, head: ring.tail >= head, timeout):
         return
     rings = list(_rings.values())
     waiting = sum(ring.counters().get("in_ring", 0) for ring in rings)

@@ -63,5 +63,11 @@ async def asgi(
     await send({"type": "http.response.body", "body": body})
 
 
+if not PLAIN:
+    from picostep.asgi import Flush
+
+    flushed = Flush(asgi)  # the same, which waits at its end
+
+
 if os.environ.get("SERVED_AT_IMPORT") == "1" and not PLAIN:
     answer("import")

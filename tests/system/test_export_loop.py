@@ -470,11 +470,11 @@ def test_hosts_see_why_and_when_it_is_over(directory: RingDir) -> None:
 
     def judge(records: Sequence[Record]) -> None:
         if not allow.is_set():
-            raise RetryLater("http 503 " + "é" * 100)
+            raise RetryLater("http 503 " + "é" * 600)
 
     with live_host(1), running(exporter([directory], [Recorder(judge)], stop=stop), stop):
         wait_until(lambda: counters(directory)["last_error"])
-        assert counters(directory)["last_error"] == ("http 503 " + "?" * 100)[:63]
+        assert counters(directory)["last_error"] == ("http 503 " + "?" * 600)[:511]
         allow.set()
         wait_until(lambda: counters(directory)["last_error"] == "")
 

@@ -20,7 +20,7 @@ ORDER = (
     *("errors", "amounts", "times", "usage", "record", "settings"),
     *("_clock", "_context", "_ids", "_ring", "_keeper", "_api", "ringdir"),
     *("prices", "_payload", "payload", "store", "sinks", "metrics", "exporter"),
-    *("launch", "runtime", "api", "config", "redaction", "package", "demo", "cli", "__main__"),
+    *("launch", "runtime", "api", "asgi", "config", "redaction", "package", "demo", "cli", "__main__"),
 )
 PART_OF = {"_cost": "prices"}  # a compiled half calls its Python half back
 

@@ -15,6 +15,7 @@ from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 from picostep._ring import JSONText
+from picostep.record import content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,11 +28,7 @@ __all__ = ["WITHHELD", "Redactor", "redact"]
 REDACTED = "[REDACTED]"
 WITHHELD = "[withheld: redaction failed]"
 
-# What a record holds besides ids, names, models and numbers.
-_CONTENT = (
-    *("prompt", "response", "tool_definitions", "user_prompt", "system_prompt", "full_input", "full_output"),
-    *("args", "result", "text", "status_message"),
-)
+_CONTENT = content()
 _MOST_KINDS = 100  # of failures that are remembered as logged
 
 log = logging.getLogger(__name__)
@@ -300,9 +297,7 @@ class Redactor:
             if self._active:
                 for key in _CONTENT:
                     if key in record:
-                        self._replace(record, key, self._content)
-                if "metadata" in record:
-                    self._replace(record, "metadata", self._metadata)
+                        self._replace(record, key, self._metadata if key == "metadata" else self._content)
 
     def _replace(self, record: Record, key: str, change: Callable[[str], str]) -> None:
         try:

@@ -10,7 +10,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from picostep._ring import RingError
+from picostep._ring import NewerRing, RingError
 from picostep.exporter.ended_runs import EndedRuns
 from picostep.exporter.ledger import Ledger
 from picostep.ringdir import NEW_PREFIX, RING_SUFFIX
@@ -210,12 +210,13 @@ class DirectoryRings(Rings):
             self._rings.append(ring)
 
     def _skip(self, name: str, error: RingError) -> None:
-        """Leave a file alone that we cannot read, and put it out of the way if no process holds it."""
+        """Leave a file alone that we cannot read; put it out of the way if damaged and held by nobody."""
+        newer = isinstance(error, NewerRing)
         if name not in self._unreadable:
-            log.warning("cannot read ring %s: %s", name, error)
+            left = "; it is left to an exporter of that version" if newer else ""
+            log.warning("cannot read ring %s: %s%s", name, error, left)
             self._unreadable.add(name)
-        # One that is held may be of a newer version, and wait for an exporter of that version.
-        if not self._is_held(name):
+        if not newer and not self._is_held(name):
             self._set_aside(name)
 
     def _set_aside(self, name: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from picostep.payload import merged_metadata, total_cost, well_formed
+from picostep.record import spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -246,35 +247,9 @@ def _tool_call(record: Record, content: bool, repeated: int) -> tuple[str, str, 
 _BUILDERS = {"run": _run, "step": _step, "tool_call": _tool_call}
 
 # Field of a record, and the attributes that it becomes as it is.
-_RUN_TEXTS = {
-    "session_id": ("gen_ai.conversation.id", "session.id"),
-    "full_input": ("picostep.full_input",),
-    "full_output": ("picostep.full_output",),
-}
-_STEP_NAMES = {
-    "provider": ("gen_ai.provider.name",),
-    "service_tier": ("picostep.service_tier",),
-    "model_requested": ("gen_ai.request.model",),
-    "model_used": ("gen_ai.response.model",),
-    "finish_reason": ("llm.finish_reason",),
-    "cost_status": ("picostep.cost_status",),
-    "price_table": ("picostep.price_table",),
-    "prompt_cached_tokens": (
-        "gen_ai.usage.cache_read.input_tokens",
-        "llm.token_count.prompt_details.cache_read",
-    ),
-    "cache_write_tokens": (
-        "gen_ai.usage.cache_creation.input_tokens",
-        "llm.token_count.prompt_details.cache_write",
-    ),
-    "cache_write_1h_tokens": ("picostep.cache_write_1h_tokens",),
-    "completion_tokens": ("gen_ai.usage.output_tokens", "llm.token_count.completion"),
-    "reasoning_tokens": ("llm.token_count.completion_details.reasoning",),
-}
-_TOOL_CALL_TEXTS = {
-    "args": ("gen_ai.tool.call.arguments", "input.value"),
-    "result": ("gen_ai.tool.call.result", "output.value"),
-}
+_RUN_TEXTS = spans_of("run")
+_STEP_NAMES = spans_of("step")
+_TOOL_CALL_TEXTS = spans_of("tool_call")
 _PROMPT_TOKENS = ("prompt_uncached_tokens", "prompt_cached_tokens", "cache_write_tokens")
 
 
