@@ -35,6 +35,11 @@ def configure(
     send_computed_cost: bool | None = None,
     redact: str | list[str] | Mapping[str, Any] | PathLike[str] | None = None,
     otlp_content: bool | None = None,
+    otlp_headers: str | None = None,
+    otlp_protocol: str | None = None,
+    otlp_timeout: float | str | None = None,
+    otlp_certificate: str | PathLike[str] | None = None,
+    otlp_compression: str | None = None,
     spool: str | None = None,
     spool_bytes: int | None = None,
     spool_age: float | None = None,
@@ -94,6 +99,23 @@ def configure(
 
         otlp_content: Whether sink `otlp` sends prompts, responses, tool definitions, arguments, results,
             metadata and session ids. Else `PICOSTEP_OTLP_CONTENT`; else on.
+
+        otlp_headers: Headers of sink `otlp`, `name=value` with percent-encoded values, or `none`; commas
+            between them. As in the four that follow, `2:` before one makes it hold for the second of these
+            sinks alone. Secret like a key. Else `PICOSTEP_OTLP_HEADERS`; else what OpenTelemetry's own
+            variables say.
+
+        otlp_protocol: What sink `otlp` sends: `http/json`, or `http/protobuf`, which needs `picostep[otlp]`.
+            Else `PICOSTEP_OTLP_PROTOCOL`; else likewise.
+
+        otlp_timeout: Seconds that sink `otlp` waits for a connection, and then for the whole answer: more
+            than 0, at most 300. Else `PICOSTEP_OTLP_TIMEOUT`; else likewise.
+
+        otlp_certificate: File of the authorities that sink `otlp` trusts, PEM. Else
+            `PICOSTEP_OTLP_CERTIFICATE`; else likewise.
+
+        otlp_compression: How sink `otlp` compresses what it sends: `none` or `gzip`. Else
+            `PICOSTEP_OTLP_COMPRESSION`; else likewise.
 
         spool: Directory in which the exporter keeps what a sink cannot take now, or `"off"`: it then waits in
             the rings. Else `PICOSTEP_SPOOL`; else `$XDG_STATE_HOME/picostep/spool`.

@@ -59,7 +59,7 @@ def exporter_process(
     environment = [
         name + b"=" + value
         for name, value in os.environb.items()
-        if not name.startswith((b"TCC_", b"OTEL_EXPORTER_")) and name != b"PYTHONHOME"
+        if not name.startswith((b"TCC_", b"OTEL_EXPORTER_", b"PICOSTEP_OTLP_")) and name != b"PYTHONHOME"
     ]
     # glibc would give the memory of every batch back to the kernel and fetch it again, page by page: half
     # the time.

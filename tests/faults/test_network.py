@@ -153,6 +153,7 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
         **times({}, {formatdate(time.time() + 120.0, usegmt=True): (60.0, 120.0)}),
         **times({}, {"nan": (0.0, 0.9), "inf": (0.0, 0.9), "soon": (0.0, 0.9), "0": (0.5, 0.9)}),
         **times({}, {formatdate(0, usegmt=True): (0.5, 0.9), "1000000000": (300.0, 301.0)}),
+        "Wed, 21 Oct 99999999999999999999 07:28:00 GMT": (0.0, 0.9),
     }
     for after, (least, most) in asked.items():
         scenario.proxy.set(passing)

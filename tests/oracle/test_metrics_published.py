@@ -669,7 +669,7 @@ def test_a_receiver_that_is_dead_or_hangs_holds_up_no_record(ring_base: Path, in
     sink = Kept()
     targets = (f"otlp:{ingest.url}", f"otlp:http://127.0.0.1:{free_port()}")
     with (
-        published(*targets, OTEL_METRIC_EXPORT_INTERVAL="20", OTEL_EXPORTER_OTLP_TIMEOUT="300") as publisher,
+        published(*targets, OTEL_METRIC_EXPORT_INTERVAL="20", OTEL_EXPORTER_OTLP_TIMEOUT="1000") as publisher,
         exporting(ring_base, publisher, [sink]),
     ):
         ingest.wait_for(1)

@@ -29,9 +29,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from picostep._ring import JSONText
 from picostep.errors import ConfigError
 from picostep.record import Record
+from picostep.settings import otel
 from picostep.settings.destination import Destination, resolve_destination
 from picostep.settings.table import Settings
-from picostep.sinks import Refused, Rejected, RetryLater
+from picostep.sinks import Refused, Rejected, RetryLater, open_sink
 from picostep.sinks.otlp import OtlpSink
 from picostep.sinks.otlp import http as otlp_http
 from picostep.sinks.otlp import json as spans_json
@@ -757,6 +758,124 @@ def test_a_receiver_of_protobuf_only_gets_that(ingest: Ingest) -> None:
         here.deliver([step()])
 
 
+def without(*refused: str, status: int = 415) -> Callable[[Request], Reply]:
+    """A receiver that refuses what is compressed, or JSON."""
+
+    def reply(request: Request) -> Reply:
+        said = {request.headers["content-type"], request.headers.get("content-encoding", "")}
+        return Reply(status=status if said & set(refused) else 200)
+
+    return reply
+
+
+@pytest.mark.parametrize("protocol", ["http/json", "http/protobuf"])
+@pytest.mark.parametrize("status", [415, 400, 422])
+def test_a_receiver_that_reads_nothing_compressed(ingest: Ingest, protocol: str, status: int) -> None:
+    """It is asked once; some say that the body is broken."""
+    ingest.default = without("gzip", status=status)
+    here = sink(ingest.url, compression="gzip", protocol=protocol)
+    for name in ("a", "b"):
+        assert here.deliver([step(name)]) == {}
+    assert ["content-encoding" in each.headers for each in ingest.requests] == [True, False, False]
+    assert [ids(each) for each in ingest.requests[1:]] == [["a"], ["b"]]
+
+
+def test_what_is_compressed_and_json(ingest: Ingest) -> None:
+    """Which of the two is refused is found out, and only that is left."""
+    for refused, left in [
+        (("application/json",), ("application/x-protobuf", "gzip")),
+        (("application/json", "gzip"), ("application/x-protobuf", None)),
+        (("gzip",), ("application/json", None)),
+    ]:
+        ingest.take()
+        ingest.default = without(*refused)
+        here = sink(ingest.url, compression="gzip")
+        for name in ("a", "b"):
+            assert here.deliver([step(name)]) == {}
+        first, second = [each for each in ingest.take() if without(*refused)(each).status == 200]
+        assert [ids(first), ids(second)] == [["a"], ["b"]]
+        for each in (first, second):
+            assert (each.headers["content-type"], each.headers.get("content-encoding")) == left
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_bad_record_is_no_reason_to_stop_compressing(ingest: Ingest, status: int) -> None:
+    here = sink(ingest.url, compression="gzip")
+    ingest.default = Reply(status=status)
+    with pytest.raises(Rejected, match=rf"^http {status}$"):
+        here.deliver([step("bad")])
+    ingest.default = Reply()
+    assert here.deliver([step("good")]) == {}
+    assert ingest.take()[-1].headers["content-encoding"] == "gzip"
+    ingest.default = Reply(status=status)
+    with pytest.raises(Rejected):
+        here.deliver([step("bad")])
+    assert len(ingest.requests) == 1  # that it can read what is compressed is known now
+
+
+# --- too large ----------------------------------------------------------------------------------------------
+
+
+def takes(limit: int) -> Callable[[Request], Reply]:
+    return lambda request: Reply(status=413 if len(request.body) > limit else 200)
+
+
+COUNTED = {"prompt_uncached_tokens": 7, "completion_tokens": 5, "cost_pico": 10**9}
+
+
+@pytest.mark.parametrize("protocol", ["http/json", "http/protobuf"])
+@pytest.mark.parametrize(
+    ("characters", "limit", "texts"),
+    [(350_000, 1 << 20, 1), (350_000, 4 << 20, 3), (200_000, 256 << 10, 1), (900_000, 256 << 10, 0)],
+)
+def test_what_is_left_of_a_record_that_is_too_large(
+    ingest: Ingest, protocol: str, characters: int, limit: int, texts: int
+) -> None:
+    """First repeated texts go, then all: never counts, times and cost."""
+    ingest.default = takes(limit)
+    here = sink(ingest.url, protocol=protocol)
+    text = "p" * characters
+    assert here.deliver([step(prompt=text, response="r", **COUNTED)]) == {}
+    (taken,) = spans(ingest.requests[-1])
+    found = attributes(taken)
+    assert sum(text in str(value) for value in found.values()) == texts
+    assert found.get("picostep.shed", False) is (texts == 0)
+    assert (found["gen_ai.usage.input_tokens"], found["gen_ai.usage.output_tokens"]) == (7, 5)
+    assert Decimal(found["picostep.cost_usd"]) == Decimal("0.001")
+    assert (taken.start_time_unix_nano, taken.end_time_unix_nano) == (TIMES["start_ns"], TIMES["end_ns"])
+    assert "r" in json.loads(found["gen_ai.output.messages"])[0]["parts"][0]["content"]
+
+
+@pytest.mark.parametrize("kind", ["run", "tool_call"])
+def test_runs_and_tool_calls_that_are_too_large(ingest: Ingest, kind: str) -> None:
+    ingest.default = takes(256 << 10)
+    long = "x" * 300_000
+    record = (
+        run(user_prompt=long, full_output=long, metadata=json.dumps({"a": long}), session_id="s")
+        if kind == "run"
+        else tool_call(tool_name="n", args=long, result=long)
+    )
+    assert sink(ingest.url).deliver([record]) == {}
+    (taken,) = spans(ingest.requests[-1])
+    found = attributes(taken)
+    assert found["picostep.shed"] is True
+    assert long not in str(found)
+    assert found["session.id" if kind == "run" else "gen_ai.tool.name"] == ("s" if kind == "run" else "n")
+
+
+def test_the_form_that_was_too_large_is_not_tried_again(ingest: Ingest) -> None:
+    ingest.default = takes(256 << 10)
+    here = sink(ingest.url)
+    for name in ("a", "b", "c"):
+        assert here.deliver([step(name, prompt="p" * 200_000)]) == {}
+    assert [len(each.body) > 256 << 10 for each in ingest.requests] == [True, False, False, False]
+    ingest.take()
+    for name in ("d", "e"):
+        assert here.deliver([step(name, prompt="p" * 500_000)]) == {}
+    assert [len(each.body) > 256 << 10 for each in ingest.requests] == [True, False, False]
+    assert attributes(spans(ingest.requests[-1])[0])["picostep.shed"] is True
+
+
 def test_protobuf_that_is_not_installed(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp_http, "_has_protobuf", lambda: False)
     ingest.default = protobuf_only
@@ -764,6 +883,21 @@ def test_protobuf_that_is_not_installed(ingest: Ingest, monkeypatch: pytest.Monk
         sink(ingest.url).deliver([step()])
     with pytest.raises(ConfigError, match=r"picostep\[otlp\]"):
         sink(ingest.url, protocol="http/protobuf")
+
+
+def test_protobuf_that_only_a_shared_variable_asks_for(
+    ingest: Ingest, clean_env: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be there for an SDK elsewhere: without its library, JSON goes out."""
+    clean_env.setattr(otlp_http, "_has_protobuf", lambda: False)
+    clean_env.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    here = resolve_destination(Settings.resolve(to=f"otlp:{ingest.url}"))
+    assert open_sink(here.to[0], here).deliver([step()]) == {}
+    assert ingest.requests[0].headers["content-type"] == "application/json"
+    assert "picostep[otlp]" in caplog.text
+    own = resolve_destination(Settings.resolve(to=f"otlp:{ingest.url}", otlp_protocol="http/protobuf"))
+    with pytest.raises(ConfigError, match=r"picostep\[otlp\]"):
+        open_sink(own.to[0], own)
 
 
 def test_timeout(ingest: Ingest) -> None:
@@ -824,7 +958,7 @@ def test_everything_set(environment: Rows) -> None:
         OTEL_SERVICE_NAME="web",
     )
     assert found == (
-        ("protocol", "http/protobuf"),
+        ("protocol", "http/protobuf", "shared"),
         ("compression", "gzip"),
         ("timeout", "2.5"),
         ("certificate", "/b.pem"),
@@ -841,26 +975,172 @@ def test_variables_for_traces_win(environment: Rows) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "left"),
+    [
+        ("PROTOCOL", "grpc", ()),
+        ("PROTOCOL", "http", ()),
+        ("COMPRESSION", "deflate", ()),
+        ("TIMEOUT", "0", ()),
+        ("TIMEOUT", "-1", ()),
+        ("TIMEOUT", "nan", ()),
+        ("TIMEOUT", "10s", ()),
+        ("TIMEOUT", "300001", ()),
+        ("HEADERS", "a", ()),
+        ("HEADERS", "a,x=1", (("header", "x", "1"),)),
+        ("HEADERS", f"x={KEY}%0d%0ay: z", ()),
+        ("HEADERS", f"x={KEY}%E2%82%AC", ()),
+        ("HEADERS", f"x={KEY},{KEY}", (("header", "x", KEY),)),
+        ("HEADERS", f"a b={KEY}", ()),
+        ("HEADERS", f"content-type={KEY},y=2", (("header", "y", "2"),)),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a", ()),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a,zone=b,=c", (("resource", "zone", "b"),)),
+    ],
+)
+def test_a_shared_variable_that_is_no_use_is_ignored(
+    environment: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
+    left: tuple[tuple[str, ...], ...],
+) -> None:
+    """It may be meant for the SDK of OpenTelemetry in the same process, which is said to be fine with it."""
+    monkeypatch.setattr(otel, "_said", set())
+    assert environment(**{name: value}) == left
+    assert environment(**{name: value}) == left
+    lines = [each.getMessage() for each in caplog.records]
+    assert lines
+    assert len(set(lines)) == len(lines)
+    for line in lines:
+        assert line.startswith("ignored: ")
+        assert name in line
+        assert KEY not in line
+
+
+def test_what_another_variable_says_counts_then(environment: Rows) -> None:
+    assert environment(TRACES_PROTOCOL="grpc", PROTOCOL="http/protobuf")[0][:2] == (
+        "protocol",
+        "http/protobuf",
+    )
+    assert environment(TRACES_PROTOCOL="http/json")[0][:2] == ("protocol", "http/json")
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("10", 10), ("2.5", 2.5), ("999", 300), ("1000", 1), ("10000", 10), ("300000", 300), ("0.5", 0.5)],
+)
+def test_a_timeout_in_seconds_or_milliseconds(environment: Rows, given: str, seconds: float) -> None:
+    """The SDK for Python has seconds, the specification milliseconds."""
+    ((name, found),) = environment(TIMEOUT=given)
+    assert (name, float(found)) == ("timeout", seconds)
+
+
+OURS_WIN = {
+    "PICOSTEP_OTLP_HEADERS": "x-own=a%2Cb",
+    "PICOSTEP_OTLP_PROTOCOL": "http/json",
+    "PICOSTEP_OTLP_TIMEOUT": "7",
+    "PICOSTEP_OTLP_CERTIFICATE": "/own.pem",
+    "PICOSTEP_OTLP_COMPRESSION": "none",
+}
+SHARED = {
+    "OTEL_EXPORTER_OTLP_HEADERS": f"x-vendor={KEY}",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "2000",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE": "/shared.pem",
+    "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+    "OTEL_SERVICE_NAME": "web",
+}
+
+
+@pytest.mark.parametrize("in_code", [False, True])
+def test_own_settings_win_over_shared_ones(clean_env: pytest.MonkeyPatch, in_code: bool) -> None:
+    for name, value in {**SHARED, **({} if in_code else OURS_WIN)}.items():
+        clean_env.setenv(name, value)
+    given = {name.removeprefix("PICOSTEP_").lower(): value for name, value in OURS_WIN.items()}
+    settings = Settings.resolve(to="otlp:http://h", **(given if in_code else {}))
+    assert set(resolve_destination(settings).otlp) == {
+        ("protocol", "http/json"),
+        ("timeout", "7.0"),
+        ("certificate", "/own.pem"),
+        ("header", "x-own", "a,b"),
+        ("resource", "service.name", "web"),
+    }
+
+
+def test_settings_for_each_sink(clean_env: pytest.MonkeyPatch) -> None:
+    """Each receives its own headers, and nobody those of another."""
+    with Ingest() as first, Ingest() as second, Ingest() as third:
+        variables = {
+            "OTEL_EXPORTER_OTLP_HEADERS": "x=shared",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            "PICOSTEP_TO": f"otlp:{first.url},stdout,otlp:{second.url},otlp:{third.url}",
+            "PICOSTEP_OTLP_HEADERS": "2:x=b%2C2,2:y=2,3:none",
+            "PICOSTEP_OTLP_PROTOCOL": "http/json,2:http/protobuf",
+            "PICOSTEP_OTLP_COMPRESSION": "3:gzip",
+        }
+        for name, value in variables.items():
+            clean_env.setenv(name, value)
+        here = Destination.from_dict(resolve_destination(Settings.resolve()).as_dict())
+        for spec in here.to:
+            if spec != "stdout":
+                open_sink(spec, here).deliver([step()])
+        sent = [each.take()[0].headers for each in (first, second, third)]
+    assert [found.get("x") for found in sent] == ["shared", "b,2", None]
+    assert [found.get("y") for found in sent] == [None, "2", None]
+    assert [found["content-type"] for found in sent] == [
+        "application/json",
+        "application/x-protobuf",
+        "application/json",
+    ]
+    assert [found.get("content-encoding") for found in sent] == [None, None, "gzip"]
+
+
+def test_a_header_of_one_sink_is_no_change_for_another(clean_env: pytest.MonkeyPatch) -> None:
+    """What waits in its spool stays its own."""
+
+    def fingerprints(headers: str) -> list[str]:
+        clean_env.setenv("PICOSTEP_OTLP_HEADERS", headers)
+        here = resolve_destination(Settings.resolve(to=["otlp:http://a", "otlp:http://b"]))
+        return [here.sink_fingerprint(spec) for spec in here.to]
+
+    before, after = fingerprints("x=1,2:x=2"), fingerprints("x=1,2:x=3")
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("PROTOCOL", "grpc"),
+        ("PROTOCOL", "2:"),
         ("COMPRESSION", "deflate"),
         ("TIMEOUT", "0"),
-        ("TIMEOUT", "10s"),
-        ("TIMEOUT", "300001"),
-        ("HEADERS", "a"),
-        ("HEADERS", f"x={KEY}%0d%0ay: z"),
-        ("HEADERS", f"x={KEY}%E2%82%AC"),
-        ("HEADERS", f"x={KEY},{KEY}"),
-        ("HEADERS", f"a b={KEY}"),
-        ("HEADERS", f"content-type={KEY}"),
-        ("OTEL_RESOURCE_ATTRIBUTES", "a"),
+        ("TIMEOUT", "301"),
+        ("TIMEOUT", "2:1"),
+        ("HEADERS", KEY),
+        ("HEADERS", f"2:x={KEY}"),
+        ("HEADERS", f"x={KEY}%0a"),
+        ("HEADERS", f"host={KEY}"),
     ],
 )
-def test_a_bad_variable_is_named(environment: Rows, name: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=name) as raised:
-        environment(**{name: value})
+def test_an_own_setting_that_is_no_use_is_refused(
+    clean_env: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    clean_env.setenv(f"PICOSTEP_OTLP_{name}", value)
+    with pytest.raises(ConfigError, match=f"PICOSTEP_OTLP_{name}|sink otlp number 2, but") as raised:
+        resolve_destination(Settings.resolve(to="otlp:http://h"))
     assert KEY not in str(raised.value)
+
+
+def test_own_headers_are_shown_nowhere(clean_env: pytest.MonkeyPatch) -> None:
+    clean_env.setenv("PICOSTEP_OTLP_HEADERS", f"x={KEY}")
+    for settings in (
+        Settings.resolve(to="otlp:http://h"),
+        Settings.resolve(to="otlp:http://h", otlp_headers=f"x={KEY}"),
+    ):
+        here = resolve_destination(settings)
+        assert ("header", "x", KEY) in here.otlp
+        assert KEY not in repr(settings) + repr(settings.as_dict()) + repr(settings.limits) + repr(here)
 
 
 @pytest.mark.parametrize(
@@ -956,6 +1236,32 @@ def test_too_large_is_halved(otlp_host: dict[str, str], ingest: Ingest) -> None:
     }
 
 
+@pytest.mark.parametrize("limit", [256 << 10, 1 << 20])
+def test_too_large_alone_loses_texts_and_nothing_else(
+    otlp_host: dict[str, str], ingest: Ingest, limit: int
+) -> None:
+    ingest.default = takes(limit)
+    code = """
+import json, picostep
+for number in range(30):
+    run = picostep.run(f"r{number}").prompt("q").response("a")
+    step = run.step(f"s{number}").prompt("p" * 40_000 * number).response("r")
+    step.tokens(prompt_uncached=number, completion=1).end()
+    run.end()
+assert picostep.flush(30)
+print(json.dumps(picostep.stats()))
+"""
+    stats = json.loads(run_python(code, otlp_host, timeout=60).stdout)
+    assert (stats["delivered"], sum(stats["dropped"].values())) == (60, 0)
+    taken = spans(*(each for each in ingest.requests if len(each.body) <= limit))
+    counts = {
+        found["picostep.step_id"]: found["gen_ai.usage.input_tokens"]
+        for found in map(attributes, taken)
+        if "picostep.step_id" in found
+    }
+    assert counts == {f"s{number}": number for number in range(30)}
+
+
 def test_partial_success_is_counted(otlp_host: dict[str, str], ingest: Ingest, tmp_path: Path) -> None:
     """Each answer says that one span was refused, not which: no dead letter but where it was alone."""
     ingest.default = Reply(body=b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"prompt 3"}}')
@@ -969,6 +1275,23 @@ def test_partial_success_is_counted(otlp_host: dict[str, str], ingest: Ingest, t
         json.loads(line)["record"] for path in tmp_path.rglob("dead-letters.jsonl") for line in path.open()
     ]
     assert [letter.get("step_id", "invoke_agent") for letter in letters] == alone
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+        {"OTEL_RESOURCE_ATTRIBUTES": "no pairs"},
+        {"OTEL_EXPORTER_OTLP_TIMEOUT": "10"},
+    ],
+    ids=str,
+)
+def test_what_a_service_sets_for_its_own_sdk_stops_nothing(
+    otlp_host: dict[str, str], ingest: Ingest, shared: dict[str, str]
+) -> None:
+    ingest.default = Reply(delay=0.2)
+    stats = json.loads(run_python(DELIVERED, otlp_host | shared, args=("3",)).stdout)
+    assert (stats["delivered"], balanced(stats)) == (4, True)
 
 
 def test_a_run_whose_host_is_killed_is_the_parent_of_its_steps(

@@ -66,7 +66,7 @@ class Recorder:
 
     def deliver(self, records: Sequence[Record]) -> dict[int, str]:
         prompts = [record["prompt"] for record in records]
-        self.retries.append(prompts)
+        self.offered.append(prompts)
         unencodable: dict[int, str] = self._judge(records) or {}
         self.taken += prompts
         return unencodable
@@ -378,7 +378,7 @@ def test_record_that_breaks_the_sink_is_dropped(directory: RingDir) -> None:
     sink = Recorder(judge)
     drain(directory, sink)
     assert sink.taken == [number for number in numbers(range(20)) if number != "7"]
-    assert sink.retries.count(["7"]) == 3
+    assert sink.offered.count(["7"]) == 3
     assert totals(directory)["dropped"]["encode_error"] == 1
 
 
@@ -510,10 +510,28 @@ def test_delays(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0 <= retries.delay() <= min(0.5 * 2 ** min(failures, 9), 60)
         longest = max(longest, retries.delay())
     assert longest > 30  # at random up to the limit, not always little
-    for asked, given in [(7.0, 7.0), (1000.0, 300.0), (0.0, 0.5)]:
+    for asked, given in [(7.0, 7.0), (1000.0, 300.0)]:
         after[0] = asked
         attempt()
         assert given - 0.1 < retries.delay() <= given
+
+
+@pytest.mark.parametrize("asked", [0.0, 0.001])
+def test_asked_not_to_wait(monkeypatch: pytest.MonkeyPatch, asked: float) -> None:
+    """A receiver that is down and says so all the same is not met by requests without end."""
+    monkeypatch.setattr(attempts, "_FIRST_DELAY", 0.5)
+
+    def judge(records: Sequence[Record]) -> None:
+        raise RetryLater("no", asked)
+
+    work = Work([{"prompt": "p"}], 1, None)
+    retries = Attempts(Recorder(judge))
+    delays = []
+    for _ in range(40):
+        retries.apply_answer(work, retries.offer(work.records(*work.todo[-1])))
+        delays.append(retries.delay())
+    assert all(0.4 < delay <= max(0.5, min(0.5 * 2**failures, 60.0)) for failures, delay in enumerate(delays))
+    assert max(delays) > 10
 
 
 # --- how it is put together ---------------------------------------------------------------------------------

@@ -201,7 +201,8 @@ def test_canaries(
         f"store:{tmp_path / 'store.db'}",
         f"otlp:{ingest.url}",
     ]
-    env = {"OTEL_EXPORTER_OTLP_HEADERS": f"Authorization=Bearer%20{KEY}"}
+    variable = "OTEL_EXPORTER_OTLP_HEADERS" if in_code else "PICOSTEP_OTLP_HEADERS"
+    env = {variable: f"Authorization=Bearer%20{KEY}"}
     env |= {"TCC_BASE_URL": ingest.url, "TCC_DEBUG": "1", "PICOSTEP_DIR": str(ring_base)}
     env |= {"TCC_URL": f"{ingest.url}/v1/custom?token={KEY}"}
     if not in_code:

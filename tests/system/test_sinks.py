@@ -12,24 +12,30 @@ import ssl
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from picostep.errors import ConfigError
 from picostep.payload import encode, local, wire
 from picostep.record import Record
 from picostep.settings.destination import Destination
-from picostep.sinks import Rejected, RetryLater, Sink, Undelivered, jsonl, open_sink, open_sinks
+from picostep.sinks import Rejected, RetryLater, Sink, Undelivered, http, jsonl, open_sink, open_sinks
+from picostep.sinks.otlp import OtlpSink
 from picostep.sinks.tcc import TccSink
-from support import Ingest, Reply, free_port, talkative
+from support import Ingest, Reply, Request, free_port, run_python, talkative
 
 KEY = "dev_secret-key"
 CERTIFICATE = Path(__file__).parents[1] / "data" / "self_signed.pem"
+CERTIFICATE_HASH = "ce275665.0"  # `openssl x509 -hash`, as a directory of certificates names it
+TRUST = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -52,7 +58,7 @@ def tcc(url: str, key: str = KEY) -> TccSink:
 
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in PROXIES:
+    for name in (*TRUST, *PROXIES):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
@@ -170,14 +176,58 @@ def test_redirects_are_not_followed(ingest: Ingest, sink: TccSink, status: int) 
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
         ("Wed, 99 Oct 2015 07:28:00 GMT", None),
         ("Fri, 31 Dec 9999 23:59:59 GMT", 300.0),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", 300.0),
+        ("Sat, 01 Jan 0001 00:00:00 +2359", 0.0),
+        ("Sat, 01 Jan 0001 00:00:00 GMT", 0.0),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2015 99:99:99 GMT", None),
+        ("Wed, 21 Oct 2015 07:28:00 +99999999999999999999", None),
+        ("Wed, 21 Oct 2015 07:28:00 +2400", None),
+        ("Wednesday, 21-Oct-15 07:28:00 GMT", 0.0),
+        ("Wed Oct 21 07:28:00 2015", 0.0),
+        ("7, 9", 9.0),
+        ("soon, 7", 7.0),
+        (", ,", None),
     ],
 )
-def test_retry_after(ingest: Ingest, sink: TccSink, text: str, seconds: float | None) -> None:
+@pytest.mark.parametrize("status", [408, 429, 503])
+def test_retry_after(ingest: Ingest, sink: TccSink, text: str, seconds: float | None, status: int) -> None:
     header = text.encode().decode("latin-1")
-    ingest.default = Reply(status=503, headers={"Retry-After": header})
+    ingest.default = Reply(status=status, headers={"Retry-After": header})
     with pytest.raises(RetryLater) as raised:
         sink.deliver([step()])
     assert raised.value.after == seconds
+
+
+def test_several_retry_after() -> None:
+    """The one that asks for more counts."""
+    head = b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nRetry-After: 9\r\nRetry-After: soon\r\n"
+    with talkative(head + b"Content-Length: 0\r\n\r\n") as url, pytest.raises(RetryLater) as raised:
+        tcc(url).deliver([step()])
+    assert raised.value.after == 9.0
+
+
+@given(
+    st.tuples(
+        *(
+            st.sampled_from(parts)
+            for parts in (
+                ("Wed, ", "", "Foo, "),
+                ("21 ", "0 ", "99 ", "-1 ", "9" * 30 + " "),
+                ("Oct ", "Xxx ", "10 ", ""),
+                ("2015 ", "9999 ", "0001 ", "0 ", "10000 ", "-1 ", "9" * 30 + " "),
+                ("07:28:00 ", "23:59:59 ", "99:99:99 ", ":: ", "-1:0:0 "),
+                ("GMT", "-2359", "+2359", "+9999", "+" + "9" * 30, "", "EST"),
+            )
+        )
+    ).map("".join)
+    | st.text(max_size=40)
+)
+@example("Wed, 21 Oct 99999999999999999999 07:28:00 GMT")
+@settings(max_examples=60)
+def test_no_retry_after_is_an_error(text: str) -> None:
+    found = http._retry_after([text])
+    assert found is None or 0.0 <= found <= 300.0
 
 
 @pytest.mark.parametrize("zone", ["GMT", "-0000", "+0000"])
@@ -275,6 +325,52 @@ def test_trusted_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tcc(url.replace("http://", "https://")).deliver([step()]) == {}
 
 
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR"])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_certificates_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, kind: str
+) -> None:
+    (tmp_path / CERTIFICATE_HASH).write_bytes(CERTIFICATE.read_bytes())
+    monkeypatch.setenv(variable, str(CERTIFICATE if kind == "file" else tmp_path))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    with talkative(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", context=context) as url:
+        secure = url.replace("http://", "https://")
+        if (variable, kind) == ("SSL_CERT_DIR", "file"):
+            with pytest.raises(RetryLater, match="CERTIFICATE_VERIFY_FAILED"):
+                tcc(secure).deliver([step()])
+        else:
+            assert tcc(secure).deliver([step()]) == {}
+
+
+def test_which_certificates_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(CERTIFICATE))
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    with talkative(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", context=context) as url:
+        secure = url.replace("http://", "https://")
+        with pytest.raises(RetryLater, match=r"^tls failed: ENOENT$"):
+            tcc(secure).deliver([step()])
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", "")
+        assert tcc(secure).deliver([step()]) == {}
+        monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path))  # nobody is trusted there
+        with pytest.raises(RetryLater, match="CERTIFICATE_VERIFY_FAILED"):
+            tcc(secure).deliver([step()])
+        assert (
+            OtlpSink(secure, Destination((), otlp=[("certificate", str(CERTIFICATE))])).deliver([step()])
+            == {}
+        )
+
+
+def test_certificates_are_no_matter_without_tls(
+    ingest: Ingest, sink: TccSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
+    assert sink.deliver([step()]) == {}
+
+
 def test_not_even_tls() -> None:
     with talkative(b"HTTP/1.1 200 OK\r\n\r\n") as url, pytest.raises(RetryLater, match=r"^tls failed"):
         tcc(url.replace("http://", "https://")).deliver([step()])
@@ -289,6 +385,98 @@ def test_proxy_from_the_environment(ingest: Ingest, monkeypatch: pytest.MonkeyPa
     assert request.headers["proxy-authorization"] == "Basic dXNlcjpwQHNz"
     with pytest.raises(RetryLater, match=r"^host not found"):
         tcc("http://direct.invalid").deliver([step()])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.1.2.3",
+        "http://10.1.2.3:8080",
+        "http://10.1.2",
+        "http://192.0.2.1:4318",
+        "https://a.example",
+        "http://A.EXAMPLE:8080",
+        "http://deep.a.example:81",
+        "http://nota.example",
+        "http://[fd00::1]",
+        "http://[fd00::1]:8080",
+    ],
+)
+@pytest.mark.parametrize(
+    "names",
+    [
+        "10.0.0.0/8",
+        "10.1.2.3/32",
+        "10.1.2.4/31,192.0.2.0/24",
+        "10.1.2.4/32",
+        "10.0.0.0/0",
+        "10.0.0.0/33",
+        "10.0.0.0/x",
+        "x/8",
+        "10.0.0.0/8/8",
+        "10.1.2.3",
+        "10.1.2.3:8080",
+        "a.example",
+        ".a.example",
+        "..a.example",
+        "*.a.example",
+        "A.Example",
+        "a.example:8080",
+        "A.EXAMPLE:8080",
+        " b.example , a.example:81 ",
+        "*",
+        "*,b.example",
+        "example",
+        ".",
+        ",",
+        "",
+        "[fd00::1]",
+        "fd00::1",
+        "fd00::1:8080",
+        "FD00::1",
+        "fd00::/8",
+    ],
+)
+@pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
+def test_no_proxy_is_read_as_requests_does(
+    monkeypatch: pytest.MonkeyPatch, url: str, names: str, variable: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:1")
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.invalid:2")
+    monkeypatch.setenv(variable, names)
+    assert http._proxy_for(url) == requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_no_proxy_of_any_kind(data: st.DataObject) -> None:
+    octet = st.sampled_from((0, 1, 10, 127, 128, 192, 255)).map(str)
+    address = st.lists(octet, min_size=1, max_size=4).map(".".join)
+    name = st.lists(st.sampled_from(("a", "B", "example", "", "*")), max_size=3).map(".".join)
+    host = address | st.sampled_from(("a.example", "B.a.example", "[fd00::a]", "example"))
+    port = st.sampled_from(("", ":80", ":8080", ":x"))
+    bits = st.sampled_from(("", "/8", "/1", "/32", "/0", "/ 9", "/-1", "/+8"))
+    entries = st.lists(st.tuples(address | name | host, port | bits).map("".join), max_size=3)
+    url = f"http://{data.draw(host)}{data.draw(st.sampled_from(('', ':80', ':8080')))}/v1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HTTP_PROXY", "http://proxy.invalid")
+        patch.setenv("NO_PROXY", data.draw(st.sampled_from((",", " , "))).join(data.draw(entries)))
+        found = http._proxy_for(url)
+        theirs = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+    this_machine = "://127." in url  # goes through no proxy, whatever is set
+    assert found == (None if this_machine and found is None else theirs)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://h:1", "http://[::1", "http://h:port", "ftp://h", "http://\u20ac:x@h"]
+)
+def test_a_proxy_that_is_none(ingest: Ingest, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """No record is at fault, and nothing goes past the proxy."""
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(RetryLater) as raised:
+        tcc("http://collector.invalid").deliver([step()])
+    assert raised.value.reason == "the proxy's URL cannot be used"
+    assert raised.value.__context__ is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "127.1.2.3", "[::1]"])
@@ -349,6 +537,103 @@ def test_other_users_of_urllib3_keep_their_log(ingest: Ingest, caplog: pytest.Lo
     urllib3.PoolManager().request("GET", f"{ingest.url}/theirs")
     assert "/theirs" in caplog.text
     assert "/v1/custom" not in caplog.text
+
+
+# --- too large ----------------------------------------------------------------------------------------------
+
+LONG = 200_000
+COUNTED = {"prompt_uncached_tokens": 7, "completion_tokens": 5, "real_total_cost": 0.25, "model_used": "m"}
+
+
+def takes(limit: int) -> Callable[[Request], Reply]:
+    return lambda request: Reply(status=413 if len(request.body) > limit else 200)
+
+
+def test_a_record_that_is_too_large_goes_without_texts(ingest: Ingest, sink: TccSink) -> None:
+    ingest.default = takes(256 * 1024)
+    large = step("a", prompt="p" * 2 * LONG, response="r", **COUNTED)
+    with pytest.raises(Rejected, match=r"^http 413$"):  # the exporter comes again with each of them
+        sink.deliver([large, step("b")])
+    assert sink.deliver([large]) == {}
+    taken = ingest.requests[-1].json()
+    assert taken == wire(step("a", response="r", **COUNTED))
+
+
+def test_what_was_too_large_is_not_tried_again(ingest: Ingest, sink: TccSink) -> None:
+    ingest.default = takes(256 * 1024)
+    for _ in range(3):
+        assert sink.deliver([step(prompt="p" * 2 * LONG, **COUNTED)]) == {}
+    assert [len(each.body) > 256 * 1024 for each in ingest.requests] == [True, False, False, False]
+    assert sink.deliver([step(prompt="p" * LONG)]) == {}  # what may be taken is tried
+    assert ingest.requests[-1].json()["prompt"] == "p" * LONG
+
+
+def test_requests_become_as_small_as_is_taken(ingest: Ingest, sink: TccSink) -> None:
+    ingest.default = takes(256 * 1024)
+    records = [step(str(number), prompt="p" * 10_000) for number in range(50)]
+    with pytest.raises(Rejected):
+        sink.deliver(records)
+    for start in (0, 25):
+        sink.deliver(records[start : start + 25])
+    ingest.take()
+    assert sink.deliver(records) == {}
+    assert [item["step_id"] for item in ingest.items()] == [str(number) for number in range(50)]
+    assert all(len(each.body) <= 256 * 1024 for each in ingest.requests)
+
+
+def test_413_for_another_reason_costs_others_no_texts(ingest: Ingest, sink: TccSink) -> None:
+    ingest.default = lambda request: Reply(status=413 if b'"bad"' in request.body else 200)
+    with pytest.raises(Rejected, match=r"^http 413$"):
+        sink.deliver([step("bad", prompt="p" * 2_000)])
+    assert sink.deliver([step("good", prompt="p" * LONG)]) == {}
+    assert ingest.requests[-1].json()["prompt"] == "p" * LONG
+
+
+def test_a_limit_that_was_raised_is_found(
+    ingest: Ingest, sink: TccSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest.default = takes(256 * 1024)
+    sink.deliver([step(prompt="p" * 2 * LONG)])
+    ingest.default = Reply()
+    later = time.monotonic() + 601.0
+    monkeypatch.setattr("picostep.sinks.sizes.time.monotonic", lambda: later)
+    sink.deliver([step(prompt="p" * 2 * LONG)])
+    assert ingest.requests[-1].json()["prompt"] == "p" * 2 * LONG
+
+
+def test_counts_of_a_host_arrive_where_little_is_taken(
+    ring_base: Path, ingest: Ingest, tmp_path: Path
+) -> None:
+    ingest.default = takes(256 * 1024)
+    code = """
+import json, picostep
+run = picostep.run("r")
+for number in range(20):
+    step = run.step(str(number)).prompt("p" * 40_000 * number).response("r")
+    step.tokens(prompt_uncached=number, completion=1).end()
+run.prompt("q").response("a").end()
+assert picostep.flush(30)
+print(json.dumps(picostep.stats()))
+"""
+    environment = {
+        "TCC_API_KEY": KEY,
+        "TCC_URL": f"{ingest.url}/v1/custom",
+        "PICOSTEP_DIR": str(ring_base),
+        "XDG_STATE_HOME": str(tmp_path),
+    }
+    stats = json.loads(run_python(code, environment, timeout=60).stdout)
+    assert (stats["delivered"], sum(stats["dropped"].values())) == (21, 0)
+    taken = [item for each in ingest.requests if len(each.body) <= 256 * 1024 for item in each.items()]
+    counts = {item["step_id"]: item["prompt_uncached_tokens"] for item in taken if item["type"] == "step"}
+    assert counts == {str(number): number for number in range(20)}
+
+
+def test_feedback_that_is_too_large_keeps_its_score(ingest: Ingest, sink: TccSink) -> None:
+    ingest.default = takes(256 * 1024)
+    assert sink.deliver([feedback(score="thumbs_up", text="t" * 2 * LONG)]) == {}
+    assert ingest.requests[-1].json() == {"runId": "r", "score": "thumbs_up"}
+    with pytest.raises(Rejected):
+        sink.deliver([feedback(text="t" * 2 * LONG)])
 
 
 # --- jsonl --------------------------------------------------------------------------------------------------

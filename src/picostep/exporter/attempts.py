@@ -150,7 +150,9 @@ class Attempts:
     def _fail(self, reason: str, after: float | None) -> None:
         """Wait before the next attempt: as asked, else at random, up to a limit that grows."""
         limit = min(_FIRST_DELAY * 2.0 ** min(self._failures, 30), _LONGEST_DELAY)
-        delay = random.uniform(0.0, limit) if after is None else max(after, _FIRST_DELAY)
+        delay = random.uniform(0.0, limit)
+        if after is not None:  # "at once", or a date that has passed, is no reason to go on without a pause
+            delay = after if after >= _FIRST_DELAY else max(delay, _FIRST_DELAY)
         self._failures += 1
         self._retry_at = time.monotonic() + delay
         if reason != self.trouble:

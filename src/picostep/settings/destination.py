@@ -41,8 +41,7 @@ class Destination:
         redact: What texts lose besides secrets in status messages, as
             `picostep.settings.redact.rules_of()` gives it.
 
-        otlp: How sink `otlp` sends, with its headers, as `picostep.settings.otel.otlp_rows()` gives it, and
-            `("content", "off")` where it leaves out texts.
+        otlp: How sink `otlp` sends, with its headers, as `picostep.settings.otel.rows_of()` gives it.
     """
 
     __slots__ = (
@@ -103,7 +102,9 @@ class Destination:
         if scheme in ("stdout", "jsonl", "store"):
             return _fingerprint((spec,))
         if scheme == "otlp":
-            return _fingerprint((spec, *(row for row in self.otlp if row[0] == "header")))
+            from picostep.settings.otel import rows_for
+
+            return _fingerprint((spec, *(row for row in rows_for(self.otlp, spec) if row[0] == "header")))
         return _fingerprint((spec, self.api_key, self.url, self.feedback_url))
 
     def as_dict(self) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def resolve_destination(
         to = ("tcc",)
     else:
         to = (f"store:{default_store()}",)
-    otlp = _otlp(settings) if any(spec.startswith("otlp:") for spec in to) else ()
+    otlp = _otlp(settings, [spec for spec in to if spec.startswith("otlp:")])
     if "tcc" not in to:
         return Destination(to, prices=settings.prices, redact=settings.redact, otlp=otlp)
 
@@ -213,11 +214,12 @@ def resolve_destination(
     )
 
 
-def _otlp(settings: Settings) -> tuple[tuple[str, ...], ...]:
-    from picostep.settings import otel
+def _otlp(settings: Settings, specs: list[str]) -> tuple[tuple[str, ...], ...]:
+    if not specs:
+        return ()
+    from picostep.settings.otel import rows_of
 
-    rows = otel.otlp_rows(environ)
-    return rows if settings.otlp_content else (*rows, ("content", "off"))
+    return rows_of(settings, environ, specs)
 
 
 def _first(*candidates: tuple[Any, str]) -> tuple[Any, str] | None:

@@ -31,7 +31,23 @@ if TYPE_CHECKING:
 else:
     T, Generic = None, {None: object}  # so that Generic[T] is a plain class here
 
-__all__ = ["TABLE", "Choice", "Limits", "Seconds", "Setting", "Settings", "Size", "Whole"]
+__all__ = [
+    "COMPRESSIONS",
+    "PROTOCOLS",
+    "TABLE",
+    "Choice",
+    "ForEach",
+    "Limits",
+    "Seconds",
+    "Setting",
+    "Settings",
+    "Size",
+    "Whole",
+    "numbered",
+]
+
+PROTOCOLS = ("http/json", "http/protobuf")  # of OTLP
+COMPRESSIONS = ("none", "gzip")
 
 _BUILT_IN_SINKS = ("tcc", "jsonl", "otlp", "stdout", "store")
 _TRUE = ("1", "true", "yes", "on")
@@ -182,6 +198,27 @@ class Choice:
         raise ConfigError(f"{name} must be one of {', '.join(self.allowed)}, got {_shown(value)}")
 
 
+class ForEach(Generic[T]):
+    """Checks what holds for all sinks `otlp`, or for one: `VALUE`, `2:VALUE`, or several with commas."""
+
+    __slots__ = ("check",)
+
+    def __init__(self, check: Callable[[Any, str], T]) -> None:
+        self.check = check
+
+    def __call__(self, value: Any, name: str) -> tuple[tuple[int, T], ...]:
+        items = map(numbered, value.split(",")) if isinstance(value, str) else [(0, value)]
+        return tuple({number: self.check(each, name) for number, each in items}.items())
+
+
+def numbered(text: str) -> tuple[int, str]:
+    """Return the number of a sink and what is given for it, of `2:…`; 0 where it is given for all."""
+    number, colon, rest = text.strip().partition(":")
+    if colon and number.isascii() and number.isdigit() and len(number) < 4 and int(number):
+        return int(number), rest.strip()
+    return 0, text.strip()
+
+
 def _flag(value: Any, name: str) -> bool:
     if isinstance(value, bool):
         return value
@@ -261,6 +298,14 @@ def _path(value: object, name: str) -> str:
     if not isinstance(text, str) or not text or "\0" in text:
         raise ConfigError(f"{name} must be a path, got {_shown(value)}")
     return path.abspath(path.expanduser(text))
+
+
+def _otlp_headers(value: Any, name: str) -> tuple[tuple[int | str, ...], ...]:
+    from picostep.settings import otel
+
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be str, not {type(value).__name__}")
+    return otel.own_headers(value, name)
 
 
 def _spool(value: Any, name: str) -> str:
@@ -447,6 +492,45 @@ class Settings(Limits):
         True,
         "Whether sink `otlp` sends prompts, responses, tool definitions, arguments, results, metadata and "
         "session ids",
+    )
+    otlp_headers: Setting[tuple[tuple[int | str, ...], ...]] = Setting(
+        "PICOSTEP_OTLP_HEADERS",
+        _otlp_headers,
+        (),
+        "Headers of sink `otlp`, `name=value` with percent-encoded values, or `none`; commas between them. "
+        "As in the four that follow, `2:` before one makes it hold for the second of these sinks alone. "
+        "Secret like a key",
+        "what OpenTelemetry's own variables say",
+        of_destination=True,
+    )
+    otlp_protocol: Setting[tuple[tuple[int, str], ...]] = Setting(
+        "PICOSTEP_OTLP_PROTOCOL",
+        ForEach(Choice(*PROTOCOLS)),
+        (),
+        "What sink `otlp` sends: `http/json`, or `http/protobuf`, which needs `picostep[otlp]`",
+        "likewise",
+    )
+    otlp_timeout: Setting[tuple[tuple[int, float], ...]] = Setting(
+        "PICOSTEP_OTLP_TIMEOUT",
+        ForEach(Seconds(300, more=True)),
+        (),
+        "Seconds that sink `otlp` waits for a connection, and then for the whole answer: more than 0, at "
+        "most 300",
+        "likewise",
+    )
+    otlp_certificate: Setting[tuple[tuple[int, str], ...]] = Setting(
+        "PICOSTEP_OTLP_CERTIFICATE",
+        ForEach(_path),
+        (),
+        "File of the authorities that sink `otlp` trusts, PEM",
+        "likewise",
+    )
+    otlp_compression: Setting[tuple[tuple[int, str], ...]] = Setting(
+        "PICOSTEP_OTLP_COMPRESSION",
+        ForEach(Choice(*COMPRESSIONS)),
+        (),
+        "How sink `otlp` compresses what it sends: `none` or `gzip`",
+        "likewise",
     )
 
     @classmethod

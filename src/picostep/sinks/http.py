@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
+from os import environ
+from os.path import isdir
+from socket import inet_aton
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -24,12 +27,12 @@ from picostep.sinks import Rejected, RetryLater
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
     from _typeshed import WriteableBuffer
 
-__all__ = ["HEADERS", "Client", "Reply", "judge"]
+__all__ = ["HEADERS", "Client", "Reply", "TooLarge", "judge"]
 
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "picostep"}
 
@@ -37,6 +40,7 @@ _CONNECT_TIMEOUT = 5.0  # seconds
 _READ_TIMEOUT = 10.0
 _LONGEST_ANSWER = 64 * 1024  # bytes that are read of a response
 
+_TOO_LARGE = 413
 _BUSY = frozenset({408, 429, *range(500, 600)})
 
 # The first that fits.
@@ -49,6 +53,10 @@ _FAILURES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.ProxyError, "proxy failed"),
     (Exception, "connection lost"),
 )
+
+
+class TooLarge(Rejected):
+    """Raised for a 413: less may be taken."""
 
 
 class Reply(NamedTuple):
@@ -73,8 +81,8 @@ class Client:
     Args:
         timeout: Longest wait for a connection, and then for the whole answer, in seconds; None: 5 and 10.
 
-        authorities: Name of a file of certificates in PEM that are trusted instead of the system's; None:
-            those.
+        authorities: Name of a file of certificates in PEM that are trusted instead of others; None: those
+            that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names, a file or a directory, else the system's.
 
     Raises:
         ConfigError: That file cannot be used.
@@ -83,7 +91,7 @@ class Client:
     def __init__(self, timeout: float | None = None, authorities: str | None = None) -> None:
         self._timeout = urllib3.Timeout(connect=timeout or _CONNECT_TIMEOUT, read=timeout or _READ_TIMEOUT)
         self._authorities = authorities
-        self._managers: dict[str | None, urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str | None, str | None], urllib3.PoolManager] = {}
         if authorities is not None:
             _check_authorities(authorities)
 
@@ -92,7 +100,14 @@ class Client:
         failure = None
         try:
             with _urllib3_muted():
-                response = self._manager(url).request(
+                manager = self._manager(url)
+        except ValueError:  # also urllib3's, for another scheme than it knows
+            failure = "the proxy's URL cannot be used"
+        if failure is not None:  # as below
+            raise RetryLater(failure)
+        try:
+            with _urllib3_muted():
+                response = manager.request(
                     "POST",
                     url,
                     body=body,
@@ -108,25 +123,25 @@ class Client:
         # Raised out here: the exception above names the URL, and would be the context of this one.
         if failure is not None:
             raise RetryLater(failure)
-        return Reply(response.status, _retry_after(response.headers.get("Retry-After", "")), received)
+        return Reply(response.status, _retry_after(response.headers.getlist("Retry-After")), received)
 
     def close(self) -> None:
         for manager in self._managers.values():
             manager.clear()
 
     def _manager(self, url: str) -> urllib3.PoolManager:
-        proxy = _proxy_for(url)
-        if proxy not in self._managers:
-            self._managers[proxy] = _new_manager(proxy, self._authorities)
-        return self._managers[proxy]
+        proxy, authorities = _proxy_for(url), self._authorities or _trusted_by_environment()
+        if (proxy, authorities) not in self._managers:
+            self._managers[proxy, authorities] = _new_manager(proxy, authorities)
+        return self._managers[proxy, authorities]
 
 
 def judge(reply: Reply, never: frozenset[int]) -> None:
-    """Return for a 2xx; raises Rejected for a status of `never`, RetryLater for the others."""
+    """Return for a 2xx; raises Rejected for a status of `never` (413: TooLarge), RetryLater for others."""
     if 200 <= reply.status < 300:
         return
     if reply.status in never:
-        raise Rejected(f"http {reply.status}")
+        raise (TooLarge if reply.status == _TOO_LARGE else Rejected)(f"http {reply.status}")
     raise RetryLater(f"http {reply.status}", reply.after if reply.status in _BUSY else None)
 
 
@@ -146,18 +161,25 @@ def _finish(response: urllib3.BaseHTTPResponse) -> bytes:
     return b""
 
 
-def _retry_after(text: str) -> float | None:
-    """Return the seconds of a Retry-After header, which are a number or a date; None if neither."""
-    text = text.strip()
+def _retry_after(headers: Iterable[str]) -> float | None:
+    """Return the seconds that Retry-After headers ask for, at most 300; None if that cannot be read."""
+    # Proxies join headers with commas, which dates have, too: what stands before theirs is not needed.
+    asked = [_seconds(part.strip()) for header in headers for part in header.split(",")]
+    return max((seconds for seconds in asked if seconds is not None), default=None)
+
+
+def _seconds(text: str) -> float | None:
+    """Return the seconds that a number says, or that are left until a date."""
     if text.isascii() and text.isdigit():
         return min(float(text), RetryLater.LONGEST)
     try:
         date = parsedate_to_datetime(text)
-    except (ValueError, TypeError):  # TypeError: Python 3.10 with some malformed dates
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=timezone.utc)
+        left = (date - datetime.now(timezone.utc)).total_seconds()
+    except Exception:  # by the version of Python, its readers of dates raise this and that for a strange one
         return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=timezone.utc)
-    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
+    return min(max(0.0, left), RetryLater.LONGEST)
 
 
 def _describe(error: Exception) -> str:
@@ -190,14 +212,61 @@ def _check_authorities(path: str) -> None:
         raise ConfigError(f"the file of certificates {path!r} cannot be used: {reason}") from None
 
 
+def _trusted_by_environment() -> str | None:
+    """Return the file or directory of certificates that requests would trust; None for the system's."""
+    return environ.get("REQUESTS_CA_BUNDLE") or environ.get("CURL_CA_BUNDLE") or None
+
+
 def _proxy_for(url: str) -> str | None:
     """Return the URL of the proxy that the environment names for a URL; never one for this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if _is_loopback(host) or proxy_bypass(parts.netloc.rpartition("@")[2]):
+    if _is_loopback(host) or _is_direct(host, parts.port):
         return None
     proxies = getproxies()
     return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def _is_direct(host: str, port: int | None) -> bool:
+    """
+    Return whether NO_PROXY or the system exempts a host from proxies.
+
+    That is read as requests reads it, which the SDK of The Context Company sends with; other programs read
+    networks and ports in it otherwise, or not at all.
+    """
+    given = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+    names = [name for name in given.replace(" ", "").split(",") if name]
+    address = _ipv4(host)
+    if address is not None:
+        named = any(name == host or _is_network_of(address, name) for name in names)
+    else:
+        forms = (host, f"{host}:{port}") if port else (host,)
+        bare = [name.lstrip(".") for name in names]
+        named = any(form == name or form.endswith(f".{name}") for name in bare for form in forms)
+    if named:
+        return True
+    try:
+        return bool(proxy_bypass(host))
+    except (TypeError, OSError):  # of macOS and Windows, where the system's settings count, too
+        return False
+
+
+def _ipv4(text: str) -> int | None:
+    try:
+        return int.from_bytes(inet_aton(text), "big")
+    except OSError:
+        return None
+
+
+def _is_network_of(address: int, name: str) -> bool:
+    """Return whether a name is `ADDRESS/BITS` of IPv4, with 1 to 32 bits, and an address is in that."""
+    first, _, bits = name.partition("/")
+    network = _ipv4(first)
+    try:
+        count = int(bits)
+    except ValueError:
+        return False
+    return network is not None and 1 <= count <= 32 and (network ^ address) >> (32 - count) == 0
 
 
 def _is_loopback(host: str) -> bool:
@@ -208,7 +277,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _new_manager(proxy: str | None, authorities: str | None) -> urllib3.PoolManager:
-    options: dict[str, Any] = {"maxsize": 1, "cert_reqs": "CERT_REQUIRED", "ca_certs": authorities}
+    options: dict[str, Any] = {"maxsize": 1, "cert_reqs": "CERT_REQUIRED"}
+    if authorities is not None:
+        options["ca_cert_dir" if isdir(authorities) else "ca_certs"] = authorities
     if proxy is None:
         manager = urllib3.PoolManager(**options)
     else:

@@ -38,6 +38,7 @@ _MOST_NS = 2**63 - 1  # OTLP has twice that; who keeps times in 64 bits with a s
 _LEVELS = 200  # of JSON that is rewritten; orjson, in receivers too, can write 254
 _NUL = "\\u0000"  # in JSON
 _REPEATED = 400_000  # characters of a text that goes out by each of its names; a longer one by the first only
+_SHORT = 1_000  # the same where the whole was too large for the receiver
 
 
 class Span(NamedTuple):
@@ -65,7 +66,7 @@ class Span(NamedTuple):
     flags: int
 
 
-def span(record: Record, content: bool = True) -> Span:
+def span(record: Record, content: bool = True, *, repeat: bool = True) -> Span:
     """
     Return the span of a run, step or tool call.
 
@@ -75,11 +76,13 @@ def span(record: Record, content: bool = True) -> Span:
     Args:
         content: Whether texts, metadata and the session's id are among the attributes.
 
+        repeat: Whether texts of some length go out by each of their names; else by the first only.
+
     Raises:
         Exception: Of any type, for a damaged record.
     """
     kind, run_id = record["kind"], record["run_id"]
-    name, own_id, attributes = _BUILDERS[kind](record, content)
+    name, own_id, attributes = _BUILDERS[kind](record, content, _REPEATED if repeat else _SHORT)
     status = _STATUS.get(record["status_code"], UNSET)
     if status == ERROR:
         attributes["error.type"] = "_OTHER"  # what the conventions have where no class of errors is known
@@ -173,7 +176,7 @@ def _digest(size: int, *parts: str) -> str:
 # --- kinds of records ---------------------------------------------------------------------------------------
 
 
-def _run(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
+def _run(record: Record, content: bool, repeated: int) -> tuple[str, str, dict[str, Value]]:
     attributes: dict[str, Value] = {
         "gen_ai.operation.name": "invoke_agent",
         "openinference.span.kind": "AGENT",
@@ -183,18 +186,18 @@ def _run(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
         attributes["picostep.conversational"] = record["conversational"]
     metadata = {"run_id": record["run_id"]}
     if content:
-        _copy(record, attributes, _RUN_TEXTS)
+        _copy(record, attributes, _RUN_TEXTS, repeated)
         if "metadata" in record:
             metadata |= merged_metadata(record)
         if "system_prompt" in record:
             attributes["gen_ai.system_instructions"] = _dumps([_text_part(record["system_prompt"])])
-        _messages_of(record, attributes, "user_prompt", "user", "input")
-        _messages_of(record, attributes, "response", "assistant", "output")
+        _messages_of(record, attributes, "user_prompt", "user", "input", repeated)
+        _messages_of(record, attributes, "response", "assistant", "output", repeated)
     attributes["metadata"] = _metadata(metadata)
     return "invoke_agent", "", attributes
 
 
-def _step(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
+def _step(record: Record, content: bool, repeated: int) -> tuple[str, str, dict[str, Value]]:
     step_id = record["step_id"]
     attributes: dict[str, Value] = {
         "gen_ai.operation.name": "chat",
@@ -203,7 +206,7 @@ def _step(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
         "picostep.step_id": step_id,
         "metadata": _dumps({"run_id": record["run_id"], "step_id": step_id}),
     }
-    _copy(record, attributes, _STEP_NAMES)
+    _copy(record, attributes, _STEP_NAMES, repeated)
     requested = record.get("model_requested")
     model = record.get("model_used", requested)
     if model is not None:
@@ -217,12 +220,12 @@ def _step(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
     _count(record, attributes)
     _price(record, attributes)
     if content:
-        _texts_of_step(record, attributes)
+        _texts_of_step(record, attributes, repeated)
     name = requested if requested is not None else model
     return f"chat {name}" if name else "chat", step_id, attributes
 
 
-def _tool_call(record: Record, content: bool) -> tuple[str, str, dict[str, Value]]:
+def _tool_call(record: Record, content: bool, repeated: int) -> tuple[str, str, dict[str, Value]]:
     call_id, name = record["tool_call_id"], record.get("tool_name") or "unknown"
     attributes: dict[str, Value] = {
         "gen_ai.operation.name": "execute_tool",
@@ -235,7 +238,7 @@ def _tool_call(record: Record, content: bool) -> tuple[str, str, dict[str, Value
         "metadata": _dumps({"run_id": record["run_id"], "tool_call_id": call_id}),
     }
     if content:
-        _copy(record, attributes, _TOOL_CALL_TEXTS)
+        _copy(record, attributes, _TOOL_CALL_TEXTS, repeated)
         if "args" in record:
             attributes["gen_ai.tool.call.arguments"] = _parsable(record["args"])
     return f"execute_tool {name}", call_id, attributes
@@ -251,12 +254,15 @@ _PROMPT_TOKENS = ("prompt_uncached_tokens", "prompt_cached_tokens", "cache_write
 
 
 def _copy(
-    record: Mapping[str, Any], attributes: dict[str, Value], names: Mapping[str, tuple[str, ...]]
+    record: Mapping[str, Any],
+    attributes: dict[str, Value],
+    names: Mapping[str, tuple[str, ...]],
+    repeated: int,
 ) -> None:
     for field, keys in names.items():
         if field in record:
             value = record[field]
-            for key in keys[:1] if isinstance(value, str) and len(value) > _REPEATED else keys:
+            for key in keys[:1] if isinstance(value, str) and len(value) > repeated else keys:
                 attributes[key] = value
 
 
@@ -278,9 +284,9 @@ def _price(record: Record, attributes: dict[str, Value]) -> None:
 # --- texts of a step ----------------------------------------------------------------------------------------
 
 
-def _texts_of_step(record: Record, attributes: dict[str, Value]) -> None:
+def _texts_of_step(record: Record, attributes: dict[str, Value], repeated: int) -> None:
     for field, role, side in (("prompt", "user", "input"), ("response", "assistant", "output")):
-        for number, message in enumerate(_messages_of(record, attributes, field, role, side)):
+        for number, message in enumerate(_messages_of(record, attributes, field, role, side, repeated)):
             key = f"llm.{side}_messages.{number}.message"
             attributes[f"{key}.role"] = message["role"]
             text = "".join(part["content"] for part in message["parts"] if part["type"] == "text")
@@ -290,14 +296,14 @@ def _texts_of_step(record: Record, attributes: dict[str, Value]) -> None:
     if definitions is not None:
         escaped = "\\u" in definitions  # only lone surrogates do harm here
         attributes["gen_ai.tool.definitions"] = _parsable(definitions) if escaped else definitions
-        tools = _parsed(definitions) if len(definitions) <= _REPEATED else None
+        tools = _parsed(definitions) if len(definitions) <= repeated else None
         for number, tool in enumerate(tools if isinstance(tools, list) else ()):
             with suppress(RecursionError):
                 attributes[f"llm.tools.{number}.tool.json_schema"] = _dumps(tool)
 
 
 def _messages_of(
-    record: Mapping[str, Any], attributes: dict[str, Value], field: str, role: str, side: str
+    record: Mapping[str, Any], attributes: dict[str, Value], field: str, role: str, side: str, repeated: int
 ) -> list[dict[str, Any]]:
     """Add the messages in a field, and return those that are to be repeated by OpenInference's names."""
     text = record.get(field)
@@ -306,7 +312,7 @@ def _messages_of(
     # The conventions demand a reason of every output; receivers that check do not show messages without.
     more = {"finish_reason": record.get("finish_reason", "")} if side == "output" else {}
     messages, attributes[f"gen_ai.{side}.messages"] = _messages(text, role, more)
-    if len(text) > _REPEATED:
+    if len(text) > repeated:
         return []
     attributes[f"{side}.value"] = text
     return messages
