@@ -14,7 +14,7 @@ import pytest
 from picostep import record
 from picostep.record import FIELDS, KINDS, Field, content, counts, local, on_wire, spans_of, texts
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CORE = ROOT / "ext/picostep/_ring.pxd"
 DOCS = ROOT / "docs/reference/record.md"
 

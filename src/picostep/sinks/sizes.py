@@ -125,11 +125,11 @@ class Sizes:
 def shed(record: Record) -> Record | None:
     """Return a record without its long texts, marked as shed; None where it has none, or would be empty."""
     texts = content()
-    kept = {
-        key: value
-        for key, value in record.items()
-        if not (key in texts and isinstance(value, str) and len(value) > _SHORT)
-    }
+    kept = record.copy()
+    for key, value in record.items():
+        if key in texts and isinstance(value, str) and len(value) > _SHORT:
+            del kept[key]  # type: ignore[misc]
     if len(kept) == len(record) or (record["kind"] == "feedback" and "score" not in kept):
         return None
-    return {**kept, "shed": True}
+    kept["shed"] = True
+    return kept

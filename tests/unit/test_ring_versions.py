@@ -47,7 +47,7 @@ from support import run_python, wait_until
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="rings in files need POSIX")
 
 NEWER = 4
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 START = int(datetime(2026, 11, 27, 20, tzinfo=timezone.utc).timestamp()) * 10**9 + 123_456_789
 TIMES = {"start_ns": START, "end_ns": START // 10**9 * 10**9 + 1_500_000_000}
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
