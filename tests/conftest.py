@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # No deadline per example: a slow machine is no fault of the code. "quick" is for the quick tests, "ci" for
 # all of them; "campaign" is for long runs, started by hand.
 settings.register_profile("ci", max_examples=150, deadline=None, print_blob=True)
-settings.register_profile("quick", settings.get_profile("ci"), max_examples=50)
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=30)
 settings.register_profile(
     "campaign",
     settings.get_profile("ci"),

@@ -86,6 +86,7 @@ def large_text_environment(ring_base: Path, ingest: Ingest) -> dict[str, str]:
     return environment(ring_base, ingest.url, PICOSTEP_RING_BYTES=str(256 << 20))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_inside_the_copy(ring_base: Path, ingest: Ingest, start_host: Start) -> None:
     """The test that the mutant below must fail."""

@@ -41,7 +41,7 @@ def prompts(ingest: Ingest) -> list[str]:
 # --- ways to leave ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("exporter", ["process", "thread"])
+@pytest.mark.parametrize("exporter", ["process", pytest.param("thread", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("leave", "code"),
     [
@@ -235,6 +235,7 @@ def test_two_hosts_share_an_exporter_which_leaves_after_them(
     assert oracle.repeated() == 0
 
 
+@pytest.mark.slow
 def test_exporter_stays_while_a_host_is_idle_and_is_its_own_group(ring_base: Path, ingest: Ingest) -> None:
     """Ctrl-C, and the end of a whole process group, are for the host alone."""
     code = f"{ONE}import time\npicostep.flush(20.0)\nprint('ready', flush=True)\ntime.sleep(60)\n"
@@ -349,7 +350,7 @@ def test_key_is_nowhere_to_be_seen(ring_base: Path, ingest: Ingest) -> None:
     assert keys == {"/": f"Bearer {KEY}", "/other": f"Bearer {other_key}"}
 
 
-@pytest.mark.parametrize("exporter", ["process", "thread"])
+@pytest.mark.parametrize("exporter", ["process", pytest.param("thread", marks=pytest.mark.slow)])
 def test_a_destination_of_its_own(ring_base: Path, ingest: Ingest, exporter: str) -> None:
     """A run with its own key and URL, and its steps, go there and nowhere else."""
     code = (
@@ -416,7 +417,14 @@ FALLBACK = (
 )
 
 
-@pytest.mark.parametrize("spoil", [a_file, a_link, open_to_others, foreign, unwritable])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        a_file,
+        unwritable,
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in (a_link, open_to_others, foreign)),
+    ],
+)
 def test_unusable_directory(ring_base: Path, ingest: Ingest, spoil: Callable[[Path], None]) -> None:
     """A private ring and the thread exporter take over; one warning says so, and all is delivered."""
     spoil(ring_base)

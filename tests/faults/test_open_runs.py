@@ -225,6 +225,7 @@ NOT_REPORTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_ways_to_leave(ring_base: Path, ingest: Ingest) -> None:
     """The open runs of a process that was cut short are reported; one that came to its end abandons them."""

@@ -93,7 +93,7 @@ def disk() -> Iterator[Callable[[], Disk]]:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("sink", ["jsonl", "store"])
+@pytest.mark.parametrize("sink", ["jsonl", pytest.param("store", marks=pytest.mark.slow)])
 def test_power_cut(ring_base: Path, disk: Callable[[], Disk], start_host: Start, sink: str) -> None:
     """What `stats()` says is delivered to a file or a store is there after a cut at a random moment."""
     random, kept, promised = Random(os.urandom(8).hex()), 0, 0

@@ -202,10 +202,9 @@ KINDS = [
     "signal",
     "gc",
     "log",
-    "trace",
-    "profile",
+    *(pytest.param(hook, marks=pytest.mark.slow) for hook in ("trace", "profile")),
     pytest.param("monitoring", marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="PEP 669")),
-    "signal+gc+log",
+    pytest.param("signal+gc+log", marks=pytest.mark.slow),
 ]
 
 

@@ -210,11 +210,10 @@ class Server:
 Serve = Callable[..., Server]
 
 
-def servers(quick: str, *slow: str, campaign: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+def servers(*always: str, campaign: tuple[str, ...] = ()) -> pytest.MarkDecorator:
     """Parametrize a test by servers, some of them in campaigns only."""
-    others = [pytest.param(name, marks=pytest.mark.slow) for name in slow]
-    long = [pytest.param(name, marks=[pytest.mark.slow, oracle.campaign]) for name in campaign]
-    return pytest.mark.parametrize("name", [quick, *others, *long])
+    names = [*always, *(pytest.param(name, marks=oracle.campaign) for name in campaign)]
+    return pytest.mark.parametrize("name", names)
 
 
 @pytest.fixture
@@ -268,6 +267,7 @@ def check(server: Server, ledger: Path, ingest: Ingest, ring_base: Path, at_impo
     assert counted["accepted"] == arrived.arrivals.total() + sum(map(len, steps.others.values()))
 
 
+@pytest.mark.slow
 @servers(
     "uvicorn",
     "uvicorn, 2 workers",

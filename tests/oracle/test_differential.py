@@ -617,7 +617,13 @@ def test_programs(program: list[Make | Call | Feedback], server: Ingest) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["x" * 2**20, "漢" * 350_000, "😀" * 262_144, "\ud800" * 200_000, "\0" * 200_000]
+    "text",
+    [
+        "x" * 2**20,
+        "漢" * 350_000,
+        *(pytest.param(text, marks=pytest.mark.slow) for text in ("😀" * 262_144, "\ud800" * 200_000)),
+        "\0" * 200_000,
+    ],
 )
 def test_a_megabyte_everywhere(text: str, server: Ingest) -> None:
     check(

@@ -759,6 +759,7 @@ def test_export(ring_base: Path, tmp_path: Path, ingest: Ingest) -> None:
     same_by_otlp(found, pushed(last))
 
 
+@pytest.mark.slow
 def test_once(ring_base: Path, tmp_path: Path, ingest: Ingest) -> None:
     """What is there is counted, and pushed before the command ends."""
     run_python(
@@ -780,6 +781,7 @@ def test_once(ring_base: Path, tmp_path: Path, ingest: Ingest) -> None:
     assert pushed(request)["picostep.delivered_records"].sum.data_points[0].as_int == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "options", "message"),
     [

@@ -659,6 +659,7 @@ def test_feedback_is_settled_and_not_sent(ingest: Ingest) -> None:
     assert ids(*ingest.requests) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_requests_stay_below_what_receivers_take(ingest: Ingest) -> None:
     records = [step(str(number), prompt="\n" * 400_000) for number in range(4)] + [step("small")]
     assert sink(ingest.url).deliver(records) == {}

@@ -153,6 +153,7 @@ def check_providers(rng: random.Random, share: float) -> tuple[int, list[str]]:
     return count, failures
 
 
+@pytest.mark.slow
 def test_names_resolve_as_in_genai_prices() -> None:
     rng = random.Random(SEED)
     count, failures = check_providers(rng, 1.0 if CAMPAIGN else 0.01)

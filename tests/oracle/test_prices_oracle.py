@@ -58,6 +58,7 @@ def test_tricky_models_at_each_of_their_boundaries(provider: str, name: str) -> 
     assert not report.failures, report.failures[:3]
 
 
+@pytest.mark.slow
 def test_every_model_once() -> None:
     """Every model under its own id, in tokens of every kind."""
     report = oracle.Report()
@@ -148,6 +149,7 @@ def test_the_committed_table_is_what_the_compiler_makes() -> None:
     assert table.read_bytes() == data
 
 
+@pytest.mark.slow
 def test_refresh_replaces_the_file_at_once(tmp_path: Path) -> None:
     from picostep.prices import load
     from picostep.prices.compile import refresh

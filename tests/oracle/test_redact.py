@@ -88,6 +88,7 @@ def test_known_forms(text: str, expected: str) -> None:
     assert redact(text) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [

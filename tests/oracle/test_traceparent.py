@@ -259,9 +259,9 @@ def test_a_damaged_one_is_a_damaged_record(rig: Rig, damage: str) -> None:
         MADE["send_step"](traceparent=GIVEN)
     middle = frames(rig.raw())[1]
     (at,) = [at for slot, _, _, at in middle.texts if slot == 12]
-    raw = bytearray(rig.raw())
-    raw[at : at + len(GIVEN)] = damage.encode()
-    rig.path.write_bytes(raw)
+    with rig.path.open("rb+") as file:  # in place: the core may be reserving the rest of the file
+        file.seek(at)
+        file.write(damage.encode())
     assert len(kept(rig)) == 2
     assert rig.check()["dropped"]["corrupt"] == 1
 
@@ -325,7 +325,7 @@ def tree(found: list[Span]) -> dict[str, str]:
     return {names[each.span_id]: names.get(each.parent_span_id, "") for each in found}
 
 
-@pytest.mark.parametrize("batch", ["512", "1"])
+@pytest.mark.parametrize("batch", ["512", pytest.param("1", marks=pytest.mark.slow)])
 def test_one_tree_with_the_spans_of_opentelemetry(
     otlp_host: dict[str, str], ingest: Ingest, batch: str
 ) -> None:

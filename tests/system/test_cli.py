@@ -819,6 +819,7 @@ class TestTail:
         ]
         assert records[3]["tool_name"] == "weather"
 
+    @pytest.mark.slow
     def test_following_from_before_there_is_a_store(
         self, tmp_path: Path, clean_env: pytest.MonkeyPatch
     ) -> None:
@@ -1000,6 +1001,7 @@ class TestFailures:
         for name in ("show", "refresh"):
             assert "--json" in ok("prices", name, "--help")
 
+    @pytest.mark.slow
     def test_without_the_extra(self) -> None:
         code = """
 import sys
@@ -1091,6 +1093,7 @@ class TestDemo:
         assert "0." in costs["trip-oslo"]
         assert loaded("costs", "--by", "status", "--store", str(path))["unpriced"] == {"unknown_model": 1}
 
+    @pytest.mark.slow
     def test_the_commands_it_suggests_work(self, finished: tuple[Path, str]) -> None:
         suggested = [line.split("  ")[1] for line in finished[1].partition("Next\n")[2].splitlines()]
 
@@ -1100,6 +1103,7 @@ class TestDemo:
                 ok(*line.split()[1:])
         assert "give up" in ok(*suggested[0].split()[1:]) or "giving up" in ok(*suggested[0].split()[1:])
 
+    @pytest.mark.slow
     def test_secrets_in_errors_are_redacted(self, finished: tuple[Path, str]) -> None:
         assert b"demo-token" not in finished[0].read_bytes()
 

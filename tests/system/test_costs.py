@@ -173,42 +173,43 @@ def test_the_cost_follows_what_is_set(configure: object) -> None:
     assert (made.total_cost, made.cost_status) == (Decimal("0.0035"), "priced")
 
 
-@pytest.mark.parametrize(
-    ("given", "exact", "pico"),
-    [
-        (0, "0", 0),
-        (0.1, "0.1", 10**11),
-        (3, "3", 3 * 10**12),
-        (1e-300, "1e-300", 0),
-        (Decimal("0.1234567890123456789"), "0.1234567890123456789", 123456789012),
-        (Decimal("0.0000000000005"), "5e-13", 0),
-        (Decimal("0.0000000000015"), "1.5e-12", 2),
-        (Decimal("0.0000000000025"), "2.5e-12", 2),
-        (Decimal("0.00000000000250000000000000000000000000000001"), None, 3),
-        (1e15, "1e15", 10**27),  # more than a price may be
-        (10**20 + 1, "100000000000000000001", (10**20 + 1) * 10**12),
-        (Decimal("1e299"), "1e299", 10**311),
-    ],
-)
+ABOVE_THE_HALF = "0.00000000000250000000000000000000000000000001"
+OF_THE_USERS: list[tuple[float | Decimal, str, int]] = [
+    (0, "0", 0),
+    (0.1, "0.1", 10**11),
+    (3, "3", 3 * 10**12),
+    (1e-300, "1e-300", 0),
+    (Decimal("0.1234567890123456789"), "0.1234567890123456789", 123456789012),
+    (Decimal("0.0000000000005"), "5e-13", 0),
+    (Decimal("0.0000000000015"), "1.5e-12", 2),
+    (Decimal("0.0000000000025"), "2.5e-12", 2),
+    (Decimal(ABOVE_THE_HALF), ABOVE_THE_HALF, 3),
+    (1e15, "1e15", 10**27),  # more than a price may be
+    (10**20 + 1, "100000000000000000001", (10**20 + 1) * 10**12),
+    (Decimal("1e299"), "1e299", 10**311),
+]
+
+
 def test_a_cost_of_the_users_is_exact_and_beats_everything(
-    configure: Callable[..., None], tmp_path: Path, given: float | Decimal, exact: str | None, pico: int
+    configure: Callable[..., None], tmp_path: Path
 ) -> None:
     """`total_cost` is the decimal itself; only the whole pico-dollars for sums are rounded."""
     configure(to=f"store:{tmp_path / 'store.db'}", exporter="process", prices=OWN)
-    made = step().model("gpt-4o").tokens(1000).cost(given)
-
-    assert (made.total_cost, made.cost_status) == (Decimal(exact or str(given)), "user")
-    made.end()
-    assert (made.total_cost, made.cost_status) == (Decimal(exact or str(given)), "user")
+    for given, exact, _ in OF_THE_USERS:
+        made = step().model("gpt-4o").tokens(1000).cost(given)
+        assert (made.total_cost, made.cost_status) == (Decimal(exact), "user")
+        made.end()
+        assert (made.total_cost, made.cost_status) == (Decimal(exact), "user")
 
     assert picostep.flush(20)
     with sqlite3.connect(tmp_path / "store.db") as store:
-        ((real, in_sums, status, table),) = store.execute(
-            "SELECT real_total_cost, cost_pico, cost_status, price_table FROM steps"
-        )
+        found = store.execute(
+            "SELECT real_total_cost, cost_pico, cost_status, price_table FROM steps ORDER BY rowid"
+        ).fetchall()
     store.close()
-    assert Decimal(real) == Decimal(exact or str(given))
-    assert (int(in_sums), status, table) == (pico, "user", None)
+    assert [(Decimal(real), int(in_sums), status, table) for real, in_sums, status, table in found] == [
+        (Decimal(exact), pico, "user", None) for _, exact, pico in OF_THE_USERS
+    ]
 
 
 def test_a_step_that_nobody_made(configure: object) -> None:

@@ -226,6 +226,7 @@ def test_any_text_can_be_redacted(text: str) -> None:
         assert "withheld" not in record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [
@@ -519,7 +520,7 @@ def scrub(text):
 """
 
 
-@pytest.mark.parametrize("exporter", ["process", "thread"])
+@pytest.mark.parametrize("exporter", ["process", pytest.param("thread", marks=pytest.mark.slow)])
 def test_end_to_end(exporter: str, ring_base: Path, ingest: Ingest, tmp_path: Path) -> None:
     modules = tmp_path / "modules"
     modules.mkdir()

@@ -202,6 +202,7 @@ def test_fork(tmp_path: Path, how: str) -> None:
     assert sorted(counts) == [300] * 3 + [301] * 3 + [302]
 
 
+@pytest.mark.slow
 def test_fork_while_threads_record(tmp_path: Path) -> None:
     """Children of a busy process are not stuck, and no record of either side is lost."""
     code = """
@@ -295,7 +296,7 @@ def run_on_tmpfs(tmp_path: Path, size: str, code: str) -> str:
 
 
 @needs_mount
-@pytest.mark.parametrize("reserve", [False, True])
+@pytest.mark.parametrize("reserve", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     "size", [300, *(pytest.param(size, marks=pytest.mark.slow) for size in (1000, 20_000, 3_000_000))]
 )
@@ -522,7 +523,7 @@ def test_a_parent_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", UNUSABLE)
-@pytest.mark.parametrize("exporter", ["process", "off"])
+@pytest.mark.parametrize("exporter", ["process", pytest.param("off", marks=pytest.mark.slow)])
 def test_a_host_without_a_directory(tmp_path: Path, make: Callable[[Path], None], exporter: str) -> None:
     """It records into its own memory: one warning, no exception, and a thread of the host exports."""
     make(Path(base(str(tmp_path))))

@@ -238,6 +238,7 @@ def test_canaries(
     without({name: (out / name).read_bytes() for name in ("stdout", "stderr")}, KEY, TEXT)
 
 
+@pytest.mark.slow
 def test_a_dead_backend_tells_nothing(ring_base: Path, tmp_path: Path) -> None:
     """Also with the log of urllib3 at DEBUG, and through a proxy with a password that is not there either."""
     env = {"PICOSTEP_DIR": str(ring_base), "http_proxy": f"http://user:{KEY}@127.0.0.1:{free_port()}"}
@@ -292,6 +293,7 @@ def test_no_message_shows_the_key(call: Callable[[], object], clean_env: pytest.
     assert KEY not in "".join(traceback.format_exception(refused.value))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_an_exporter_leaves_no_core(ring_base: Path, ingest: Ingest, tmp_path: Path) -> None:
     """A limit of one byte: the kernel then writes no core file, and starts no program that would."""
@@ -350,7 +352,14 @@ if os.access("/dev/shm", os.W_OK) and hasattr(os, "geteuid") and os.geteuid() ==
 
 
 @pytest.mark.parametrize("make", KINDS)
-@pytest.mark.parametrize("name", ["exporter.log", "totals.json", "totals.json.new", "1-a.ring"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "exporter.log",
+        "totals.json",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("totals.json.new", "1-a.ring")),
+    ],
+)
 def test_other_things_in_place_of_our_files(
     make: Callable[[Path], None], name: str, ring_base: Path, tmp_path: Path
 ) -> None:

@@ -708,6 +708,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert detail.run["user_prompt"] == "hello"
         assert detail.feedback == []
 
+    @pytest.mark.slow
     def test_readers_and_two_writers_at_once(self, sink: StoreSink, path: Path) -> None:
         """Every batch is seen whole or not at all, and none is lost."""
         batches, size = 40, 20

@@ -377,6 +377,7 @@ def test_several_exporters(host: Host, settings: dict[str, str], tmp_path: Path)
         external.end()
 
 
+@pytest.mark.slow
 def test_an_exporter_that_is_killed(host: Host, settings: dict[str, str]) -> None:
     """Its counts begin at nothing once more, and no rate becomes negative."""
     rings = Path(settings["PICOSTEP_DIR"])
@@ -460,6 +461,7 @@ def test_json(host: Host, settings: dict[str, str]) -> None:
     assert {each["model"]: each["steps"] for each in found["models"]} == by_model
 
 
+@pytest.mark.slow
 def test_once(host: Host, settings: dict[str, str]) -> None:
     """So it is without a terminal, also when nobody says so."""
     _, out = recorded_during(command(settings, "-i", "0.5", stdout=subprocess.PIPE), host)
@@ -529,7 +531,9 @@ def load_of(*models: str) -> Load:
     return Load(10.0, tallies, 1, {HOSTILE: HOSTILE}, 3, 4, 5, 0.06, 7, 8)
 
 
-@pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 100, 120, 200])
+@pytest.mark.parametrize(
+    "width", [20, *(pytest.param(width, marks=pytest.mark.slow) for width in (30, 40, 60, 100, 120)), 80, 200]
+)
 @pytest.mark.parametrize("height", [10, 24, None])
 def test_narrow_terminals(width: int, height: int | None) -> None:
     """Columns go, models are cut short, and what is left is whole."""

@@ -147,6 +147,7 @@ class TestSteps:
 
 
 class TestLabels:
+    @pytest.mark.slow
     def test_ten_thousand_models(self) -> None:
         reasons = ("stop", "length")
         records = [

@@ -579,6 +579,7 @@ def test_explain() -> None:
     assert (sonar["rates"]["request"], sonar["usd"]) == ("0.014", "0.014")
 
 
+@pytest.mark.slow
 def test_every_price_can_be_explained() -> None:
     table = builtin()
     for index in range(len(table)):

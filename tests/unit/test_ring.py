@@ -213,7 +213,10 @@ def test_round_trip(module_rig: Rig, calls: list[tuple[Any, int]], batch: int) -
     reader.close()
 
 
-@pytest.mark.parametrize("unit", ["x", "é", "深", "\U0001f600", "\ud800\0"])
+@pytest.mark.parametrize(
+    "unit",
+    ["x", "深", *(pytest.param(unit, marks=pytest.mark.slow) for unit in ("é", "\U0001f600", "\ud800\0"))],
+)
 def test_a_megabyte(module_rig: Rig, unit: str) -> None:
     module_rig.renew(64 << 20)
     text = unit * (10**6 // len(unit))
@@ -324,6 +327,7 @@ def test_bodies_are_shed_then_records_dropped(rig: Rig) -> None:
     assert rig.check()["delivered"] == len(records)
 
 
+@pytest.mark.slow
 def test_order_and_counters_at_every_sample(rig: Rig) -> None:
     """A random host against a random exporter, some thousand times; some batches are read again."""
     random = Random(1)

@@ -120,6 +120,7 @@ def small_image(module_rig: Rig) -> Image:
 # --- damage of data ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_bit_flipped(small_image: Image) -> None:
     image = small_image
     for frame in image.frames:
@@ -129,6 +130,7 @@ def test_every_bit_flipped(small_image: Image) -> None:
                 image.check_data(image.raw[:at] + new + image.raw[at + 1 :], range(at, at + 1))
 
 
+@pytest.mark.slow
 def test_truncated_at_every_byte(small_image: Image) -> None:
     """What lies before the cut and, in the next lap, at the beginning of the file is recovered."""
     image = small_image

@@ -306,6 +306,7 @@ def check_damage(base: Path, path: Path, raw: bytes, damaged: bytes) -> None:
     assert dropped.keys() <= {"corrupt"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_bit_of_a_segment(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every run a sample; in a campaign all bits of a segment, and random damage: 100,000 in all."""
