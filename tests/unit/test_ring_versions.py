@@ -241,7 +241,7 @@ def test_a_note_for_a_host_of_version_2(old: Path) -> None:
     """It reads 64 bytes; what lies behind them is nobody's."""
     reader = RingReader(str(old))
     for note, shown in [("x" * 600, "x" * 63), ("short", "short"), ("", "")]:
-        reader.note(note)
+        reader.set_last_error(note)
         assert reader.counters()["last_error"] == shown
         raw = old.read_bytes()[HEADER["last_error"] :]
         assert raw[:64] == shown.encode().ljust(64, b"\0")
@@ -512,7 +512,7 @@ def test_whoever_reads_a_note_sees_one_of_those_that_were_left(rig: Rig) -> None
     from picostep._ring import RingReader
     reader, notes = RingReader(sys.argv[1]), sys.argv[2:]
     for number in range(200_000):
-        reader.note(notes[number % len(notes)])
+        reader.set_last_error(notes[number % len(notes)])
     """
     seen = set()
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(rig.path), *notes]) as exporter:
@@ -526,7 +526,7 @@ def test_whoever_reads_a_note_sees_one_of_those_that_were_left(rig: Rig) -> None
 def test_a_note_that_was_never_finished(rig: Rig) -> None:
     """Its writer was killed before it set the first character, which goes first and comes last."""
     reader = rig.reader()
-    reader.note("whole")
+    reader.set_last_error("whole")
     with rig.path.open("r+b") as file:
         file.seek(HEADER["last_error"])
         file.write(b"\0new text")
