@@ -708,8 +708,8 @@ cdef int note_run(_Handle self) except -1:
     lock(&host.lock)
     end = now + clock_offset(&host.clock, now)
     unlock(&host.lock)
-    # Without the GIL, whoever waits for a lock lets other threads change the run meanwhile: so nothing of it is
-    # looked at before the ring is ours.
+    # Without the GIL, whoever waits for a lock lets other threads change the run meanwhile: so nothing of it
+    # is looked at before the ring is ours.
     lock(&ring.lock)
     if self.state == OPEN:
         start = self.draft.record.start_ns

@@ -287,7 +287,9 @@ cdef uint32_t track(Ring *ring, const Draft *draft, int64_t start_ns, int64_t en
 
 cdef void track_again(Ring *ring, uint32_t slot, const Draft *draft, int64_t start_ns,
                       int64_t end_ns) noexcept:
-    """Says anew what is known of a run; what does not fit leaves the slot as it was. The ring's lock is held."""
+    """Says anew what is known of a run; what does not fit leaves the slot as it was.
+
+    The ring's lock is held."""
     if ring.header != NULL:
         write_image(ring, slot - 1, draft, start_ns, end_ns)
 

@@ -774,7 +774,7 @@ cdef class RingReader:
         said[0] = PyBytes_AS_STRING(raw)[0]
 
     def counters(self) -> dict:
-        """Return, in records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
+        """Count records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
 
         And last_error: text.
         """

@@ -223,7 +223,7 @@ class RingReader:
 
     def counters(self) -> dict[str, Any]:
         """
-        Return, in records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
+        Count records: recorded, accepted, shed, shortened, delivered, in_ring, dropped by reason, torn.
 
         And last_error: text.
         """

@@ -1,7 +1,7 @@
 """
 The fields that a record can have: one table, from which all that handles records derives what it needs.
 
-A record is a dict with only the keys that are set; docs/reference/record.md has them for whoever writes a sink.
+A record is a dict with only the keys that are set; docs/reference/record.md has them for who writes a sink.
 A new field of a step is one row here, its number in `ext/picostep/_ring.pxd`, a setter in
 `ext/picostep/_api.pyx`, and that setter's line in its stub.
 """
