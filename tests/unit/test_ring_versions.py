@@ -282,13 +282,18 @@ def directory(ring_base: Path, clean_env: pytest.MonkeyPatch) -> Iterator[RingDi
     opened.close()
 
 
-def host(directory: RingDir, run_id: str) -> Path:
-    """The ring of a host of today that has recorded a step and ended."""
-    before = set(Path(directory.path).glob("*.ring"))
+def host(directory: RingDir, run_id: str) -> None:
+    """Have a host of today record a step and end; its ring is gone as soon as an exporter has read it."""
     base = Path(directory.path).parent.parent
     code = "import sys, picostep; picostep.send_step(sys.argv[1], prompt='p', response='r')"
     settings = {"PICOSTEP_TO": "stdout", "PICOSTEP_EXPORTER": "off", "PICOSTEP_DIR": str(base)}
     run_python(code, settings, args=(run_id,))
+
+
+def ring_of_host(directory: RingDir, run_id: str) -> Path:
+    """Return the ring of such a host, where nobody exports."""
+    before = set(Path(directory.path).glob("*.ring"))
+    host(directory, run_id)
     (path,) = set(Path(directory.path).glob("*.ring")) - before
     return path
 
@@ -353,7 +358,7 @@ def test_a_newer_ring_is_left_alone(
 ) -> None:
     """Name, bytes and counters stay; the log says so once; an exporter of its version takes it over."""
     caplog.set_level(logging.INFO)
-    path = host(directory, "future")
+    path = ring_of_host(directory, "future")
     found = made_newer(path)
     with path.open("rb") as alive:
         if living:
