@@ -30,7 +30,7 @@ from picostep._ring cimport (
     RUN_USER_PROMPT, RUN_UUID, START_GIVEN, STATUS_MESSAGE, STEP_FINISH_REASON, STEP_MODEL_REQUESTED,
     STEP_MODEL_USED, STEP_PROMPT, STEP_PROVIDER, STEP_REAL_TOTAL_COST, STEP_RESPONSE, STEP_SERVICE_TIER,
     STEP_TOOL_DEFINITIONS, TOOL_CALL_ARGS, TOOL_CALL_RESULT, TOOL_CALL_TOOL_NAME, TRACEPARENT, Draft, Record,
-    Ring, append, count_unrecorded, host, ps_mutex, track, track_again, untrack,
+    Ring, append, count_of, count_unrecorded, host, ps_mutex, track, track_again, untrack,
 )
 
 from picostep.errors import ArgumentError, ArgumentTypeError, EndedError, MissingFieldError
@@ -338,10 +338,6 @@ cdef inline int count(int64_t *counts, uint32_t *has, int kind, object value, st
     return as_count(value, &counts[kind], where, argument)
 
 
-cdef inline int64_t count_of(const Draft *draft, int kind) noexcept:
-    return draft.record.counts[kind] if kind < COMMON_COUNTS else draft.more[kind - COMMON_COUNTS]
-
-
 cdef inline int set_tokens(Draft *draft, object uncached, object cached, object completion,
                            object cache_write, object cache_write_1h, object reasoning, str where) except -1:
     """All or none: a wrong count leaves the others as they were."""
@@ -382,8 +378,8 @@ cdef int check_part(Draft *draft, const int64_t *counts, uint32_t has, int part,
     cdef int64_t of_part, of_whole
     if not (known >> part & 1 and known >> whole & 1):
         return 1
-    of_part = counts[part] if has >> part & 1 else count_of(draft, part)
-    of_whole = counts[whole] if has >> whole & 1 else count_of(draft, whole)
+    of_part = counts[part] if has >> part & 1 else count_of(&draft.record, part)
+    of_whole = counts[whole] if has >> whole & 1 else count_of(&draft.record, whole)
     if of_part <= of_whole:
         return 1
     return fail(
@@ -986,7 +982,7 @@ cdef class Step(_Handle):
             out[text_names[lowest_bit(texts)]] = <object>draft.text[lowest_bit(texts)]
             texts &= texts - 1
         while counts:
-            out[count_names[lowest_bit(counts)]] = count_of(draft, lowest_bit(counts))
+            out[count_names[lowest_bit(counts)]] = count_of(record, lowest_bit(counts))
             counts &= counts - 1
         return out
 

@@ -258,10 +258,16 @@ cdef Host *host
 
 cdef struct Draft:          # a record that is being made
     Record record
-    int64_t more[COUNTS - COMMON_COUNTS]    # the other counts
+    int64_t more[COUNTS - COMMON_COUNTS]    # the other counts: at once after the record
     uint32_t present        # bit per text
     uint32_t json           # bit per text: it is JSON
     PyObject *text[TEXTS]   # owned; NULL where `present` has no bit
+
+cdef inline int64_t count_of(const Record *record, int number) noexcept nogil:
+    """A count of a record that the others follow at once, as in a draft and in a frame."""
+    if number < COMMON_COUNTS:
+        return record.counts[number]
+    return (<const int64_t *>(record + 1))[number - COMMON_COUNTS]
 
 cdef void count_unrecorded() noexcept nogil
 cdef int append(Ring *ring, const Draft *draft) noexcept

@@ -69,64 +69,63 @@ cdef bint is_traceparent(object text) except -1:
             and raw == parsed[:TRACEPARENT_SIZE])
 
 
-cdef struct Fixed:          # what comes before the texts of a frame, whatever its version
+cdef struct Upgraded:       # what a frame of version 2 has, as one of today has it
     Record record
-    int64_t counts[MAX_COUNTS]
-    uint64_t size           # bytes of all this in the frame, and of the frame's own
+    int64_t more[3]
 
 
-cdef inline uint64_t fixed_size(uint32_t version) noexcept nogil:
-    """The least bytes that come before the texts."""
+cdef inline uint64_t least_size(uint32_t version) noexcept nogil:
+    """Bytes of a frame that has no texts."""
     return sizeof(Frame) + (sizeof(Record2) if version == 2 else sizeof(Record))
 
 
-cdef bint read_fixed(const Frame *frame, uint32_t version, Fixed *fixed) noexcept nogil:
-    """Copies what comes before the texts; False where the frame is too short for it."""
-    cdef const Record2 *old
+cdef inline const Record *record_of(const Frame *frame, uint32_t version, Upgraded *room,
+                                    uint64_t *size) noexcept nogil:
+    """The record of a frame, and the bytes up to its texts; of an older frame a copy, made in `room`."""
+    cdef const Record *record = <const Record *>(frame + 1)
     if version == 2:
-        old = <const Record2 *>(frame + 1)
-        memset(&fixed.record, 0, sizeof(Record))
-        memcpy(&fixed.record, old, 4 * sizeof(int64_t))
-        fixed.record.cost = old.cost
-        memcpy(fixed.record.run_uuid, old.run_uuid, 16)
-        memcpy(fixed.record.own_uuid, old.own_uuid, 16)
-        fixed.record.flags = old.flags
-        fixed.record.kind = old.kind
-        fixed.record.has_counts = old.has_counts & 0x3f
-        memcpy(fixed.counts, old.counts, sizeof(old.counts))
-        fixed.size = fixed_size(version)
-        return True
-    memcpy(&fixed.record, frame + 1, sizeof(Record))
-    fixed.size = sizeof(Frame) + record_size(&fixed.record)
-    if fixed.size > frame.size:
-        return False
-    memcpy(fixed.counts, fixed.record.counts, sizeof(fixed.record.counts))
-    memcpy(fixed.counts + COMMON_COUNTS, <const uint8_t *>(frame + 1) + sizeof(Record),
-           fixed.size - sizeof(Frame) - sizeof(Record))
-    return True
+        upgrade(<const Record2 *>(frame + 1), room)
+        size[0] = sizeof(Frame) + sizeof(Record2)
+        return &room.record
+    size[0] = sizeof(Frame) + record_size(record)
+    return record
+
+
+cdef void upgrade(const Record2 *old, Upgraded *room) noexcept nogil:
+    cdef Record *record = &room.record
+    memset(room, 0, sizeof(Upgraded))
+    memcpy(record, old, 4 * sizeof(int64_t))
+    record.cost = old.cost
+    memcpy(record.run_uuid, old.run_uuid, sizeof(old.run_uuid))
+    memcpy(record.own_uuid, old.own_uuid, sizeof(old.own_uuid))
+    record.flags = old.flags
+    record.has_counts = old.has_counts & 0x3f
+    record.kind = old.kind
+    memcpy(record.counts, old.counts, sizeof(record.counts))
+    memcpy(room.more, old.counts + COMMON_COUNTS, sizeof(room.more))
 
 
 cdef dict decode(const Frame *frame, uint32_t version):
     """One checked frame as a dict with only the keys that are set; raises Damaged.
 
     Texts, encodings and counts that have no name here are of a later host: left out, and the record kept."""
-    cdef Fixed fixed
-    cdef Record *record = &fixed.record
+    cdef Upgraded room
+    cdef const Record *record
     cdef const Text *entry
     cdef const uint8_t *at
-    cdef uint64_t left
+    cdef uint64_t left, size
     cdef uint32_t counts
     cdef tuple names
     cdef object name, text
     cdef dict out
-    if (not KIND_STEP <= frame.kind <= KIND_FEEDBACK or frame.texts > MAX_TEXTS
-            or not read_fixed(frame, version, &fixed) or frame.kind != record.kind):
+    record = record_of(frame, version, &room, &size)
+    if not KIND_STEP <= frame.kind <= KIND_FEEDBACK or frame.kind != record.kind or frame.texts > MAX_TEXTS:
         raise Damaged
-    entry = <const Text *>(<const uint8_t *>frame + fixed.size)
-    left = frame.size - fixed.size
-    if left < frame.texts * sizeof(Text):
+    entry = <const Text *>(<const uint8_t *>frame + size)
+    size += frame.texts * sizeof(Text)
+    if frame.size < size:
         raise Damaged
-    left -= frame.texts * sizeof(Text)
+    left = frame.size - size
     at = <const uint8_t *>(entry + frame.texts)
     names = <tuple>text_names[frame.kind]
     out = {"kind": KINDS[frame.kind], "seq": frame.seq}
@@ -143,7 +142,7 @@ cdef dict decode(const Frame *frame, uint32_t version):
         if (entry.slot >= MAX_TEXTS or (entry.width != 1 and entry.width != 2 and entry.width != 4)
                 or entry.size % entry.width or padded(entry.size) > left):
             raise Damaged
-        name = names[entry.slot]
+        name = <object>PyTuple_GET_ITEM(names, entry.slot)
         if name is not None and entry.encoding <= AS_JSON:
             text = decode_text(entry, at)
             if entry.slot > STATUS_MESSAGE:
@@ -157,9 +156,9 @@ cdef dict decode(const Frame *frame, uint32_t version):
     if frame.kind == KIND_STEP:
         counts = record.has_counts
         while counts:
-            name = count_names[lowest_bit(counts)]
+            name = <object>PyTuple_GET_ITEM(count_names, lowest_bit(counts))
             if name is not None:
-                out[name] = fixed.counts[lowest_bit(counts)]
+                out[name] = count_of(record, lowest_bit(counts))
             counts &= counts - 1
         if record.flags & COST_FLOAT:
             if not (isfinite(record.cost) and record.cost >= 0):
@@ -185,13 +184,14 @@ cdef tuple failed_run(const Frame *image, uint32_t version):
     cdef const char *raw = <const char *>image
     cdef const Text *entry
     cdef const char *at
-    cdef Fixed fixed
+    cdef Upgraded room
+    cdef uint64_t size
     cdef bytes entries = b"", texts = b"", frame
     cdef Frame *made
     cdef Record *record
     cdef int i
-    read_fixed(image, version, &fixed)
-    entry = <const Text *>(raw + fixed.size)
+    record_of(image, version, &room, &size)
+    entry = <const Text *>(raw + size)
     at = <const char *>(entry + image.texts)
     for i in range(image.texts):
         if entry.slot != STATUS_MESSAGE:
@@ -201,7 +201,7 @@ cdef tuple failed_run(const Frame *image, uint32_t version):
         entry += 1
     more = text_entry(STATUS_MESSAGE, f"{message}; {ENDED_BY_DEATH}" if message else ENDED_BY_DEATH)
     entries += more[0]
-    frame = raw[:fixed.size] + entries + texts + more[1]
+    frame = raw[:size] + entries + texts + more[1]
     made = <Frame *>PyBytes_AS_STRING(frame)
     made.commit = made.seq = 0
     made.size = <uint32_t>len(frame)
@@ -357,7 +357,7 @@ cdef class RingReader:
         self.fresh = True
         self.slack = 0
         if self.outcome.tail > load(&self.header.head):
-            self.slack = self.capacity // fixed_size(self.version)
+            self.slack = self.capacity // least_size(self.version)
         self.losses = []
         return 0
 
@@ -491,7 +491,7 @@ cdef class RingReader:
                 if word == self.nonce + self.cursor and there == sizeof(Frame):
                     frame = <Frame *>(self.buffer + (self.cursor - self.buffer_at))
                     there = frame.size
-                    if (there % 8 == 0 and fixed_size(self.version) <= there <= end - self.cursor
+                    if (there % 8 == 0 and least_size(self.version) <= there <= end - self.cursor
                             and there <= max(limit, self.capacity) // 4
                             and self.cursor % limit + there <= self.capacity
                             and self.fetch(self.cursor, there, limit) == there):
@@ -530,7 +530,7 @@ cdef class RingReader:
                 at = end
         at = min(at, end)
         # What is damaged at the very beginning may be the place to begin at: then as many as a ring can hold.
-        self.slack += (limit if self.fresh else at - self.cursor) // fixed_size(self.version) + 1
+        self.slack += (limit if self.fresh else at - self.cursor) // least_size(self.version) + 1
         self.fresh = False
         self.cursor = at
         return 0
@@ -634,7 +634,7 @@ cdef class RingReader:
         for which in range(2):
             image = <const Frame *>(raw + which * IMAGE_SIZE)
             if (image.commit == image_word(self.nonce, slot, which) and image.kind == KIND_RUN
-                    and image.size % 8 == 0 and fixed_size(self.version) <= image.size <= IMAGE_SIZE
+                    and image.size % 8 == 0 and least_size(self.version) <= image.size <= IMAGE_SIZE
                     and (found is None or image.seq > newest)):
                 try:
                     found = failed_run(image, self.version)
