@@ -3,10 +3,10 @@
 #
 # Expected: what may be set as an attribute can be printed; an odd value costs that attribute at most.
 # What happens: OpenTelemetry for Python now takes bytes, None, nested mappings and lists of mixed types as
-# attributes, and encodes them for OTLP. Its own ConsoleSpanExporter and `to_json()` cannot write bytes: of a batch
-# of three spans, the first is printed, the second (an image of four bytes) and the third are lost, and one line
-# of the log says that exporting failed. SpanLimits' length does not hold for bytes, either: text is cut at
-# 10, bytes are not.
+# attributes, and encodes them for OTLP. Its own ConsoleSpanExporter and `to_json()` cannot write bytes: of
+# a batch of three spans, the first is printed, the second (an image of four bytes) and the third are lost,
+# and one line of the log says that exporting failed. SpanLimits' length does not hold for bytes, either:
+# text is cut at 10, bytes are not.
 # Matters to: programs that print spans while they are built and send them later; images and audio in spans.
 # Versions: opentelemetry-sdk 1.45.2, opentelemetry-exporter-otlp-proto-common 1.45.2. 2026-11-27.
 set -eu

@@ -1,12 +1,13 @@
 #!/bin/bash
 # An answer from DSPy's cache has no usage, and the full price.
 #
-# Expected: a repeated question is answered from the cache (it is on by default); its entry in `lm.history` has
-# neither usage nor cost, or both.
-# What happens: usage is emptied, cost is not. One request to the server and three calls give three entries of
-# $0.0055 each, 0.0165 in all, and the token counts of one. `get_lm_usage()` is right: one call with tokens, two
-# without.
-# Matters to: the usual one-liner that sums `cost` over the history; the more the cache saves, the more it is off.
+# Expected: a repeated question is answered from the cache (it is on by default); its entry in `lm.history`
+# has neither usage nor cost, or both.
+# What happens: usage is emptied, cost is not. One request to the server and three calls give three entries
+# of $0.0055 each, 0.0165 in all, and the token counts of one. `get_lm_usage()` is right: one call with
+# tokens, two without.
+# Matters to: the usual one-liner that sums `cost` over the history; the more the cache saves, the more it
+# is off.
 # Versions: dspy 3.4.1, litellm 1.110.2 (its price map of gpt-4o). 2026-11-27.
 set -eu
 . "$(dirname "$0")/common/install.sh"
