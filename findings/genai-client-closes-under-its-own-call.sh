@@ -1,11 +1,12 @@
 #!/bin/bash
 # A Gemini client that is not kept in a variable is closed before its own request is sent.
 #
-# Expected: `Client(...).models.generate_content(...)` in one expression works, as it does with other clients
-# (openai is shown beside it): `models` needs the client, so it keeps it alive.
-# What happens: google-genai's client closes itself when nobody refers to it any more, and `models` does not.
-# The call ends in "RuntimeError: Cannot send a request, as the client has been closed." and no request is
-# made; the same words with the client in a variable work. A helper that returns `Client().models` fails, too.
+# Expected: `Client(...).models.generate_content(...)` in one expression works, as it does with other
+# clients (openai is shown beside it): `models` needs the client, so it keeps it alive.
+# What happens: google-genai's client closes itself when nobody refers to it any more, and `models` does
+# not. The call ends in "RuntimeError: Cannot send a request, as the client has been closed." and no request
+# is made; the same words with the client in a variable work. A helper that returns `Client().models` fails,
+# too.
 # Matters to: factories, fixtures and one-liners; the error points to a close() that nobody wrote.
 # Versions: google-genai 3.6.1, openai 3.57.0, CPython. 2026-11-27.
 set -eu
@@ -32,9 +33,11 @@ one_line = openai.OpenAI(base_url=f"{url}/v1", api_key="none").chat.completions.
 )
 print("openai, one expression:", one_line.choices[0].message.content)
 client = genai.Client(**options)
-print("google-genai, client kept:", client.models.generate_content(model="gemini-2.5-pro", contents="Hello").text)
+kept = client.models.generate_content(model="gemini-2.5-pro", contents="Hello")
+print("google-genai, client kept:", kept.text)
 assert len(requests) == 2
-for name, get in (("one expression", lambda: genai.Client(**options).models), ("returned by a helper", models)):
+ways = {"one expression": lambda: genai.Client(**options).models, "returned by a helper": models}
+for name, get in ways.items():
     try:
         get().generate_content(model="gemini-2.5-pro", contents="Hello")
     except RuntimeError as error:

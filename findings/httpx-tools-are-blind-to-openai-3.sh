@@ -3,11 +3,11 @@
 #
 # Expected: openai is the textbook user of httpx; the instrumentation of httpx makes a span of its requests
 # and sends a traceparent, and the mock library respx answers them.
-# What happens: openai 3 (and anthropic 2) have moved to httpx2, a package and a logger of another name. With
-# httpx installed for other reasons, the instrumentation switches on without a word, makes spans of plain
-# httpx only, and the model server gets no traceparent: traces end at the client. respx lets the request
-# through to the real server although everything should be mocked: a test suite starts to spend money.
-# vcrpy 9.4.2 knows httpx2 and records it, so the answer to "is httpx2 faked?" differs by library.
+# What happens: openai 3 (and anthropic 2) have moved to httpx2, a package and a logger of another name.
+# With httpx installed for other reasons, the instrumentation switches on without a word, makes spans of
+# plain httpx only, and the model server gets no traceparent: traces end at the client. respx lets the
+# request through to the real server although everything should be mocked: a test suite starts to spend
+# money. vcrpy 9.4.2 knows httpx2 and records it, so the answer to "is httpx2 faked?" differs by library.
 # Matters to: whoever upgrades openai and keeps tracing, mocks or a rule for the logger "httpx".
 # Versions: openai 3.57.0, httpx 0.28.1, httpx2 2.16.2, opentelemetry-instrumentation-httpx 0.66b2,
 # opentelemetry-sdk 1.45.2, respx 0.23.1, vcrpy 9.4.2. 2026-11-27.

@@ -4,12 +4,13 @@
 # Expected: where a span has more attributes than OpenTelemetry allows (128), what comes last is dropped, as
 # OpenTelemetry's specification wants it; the log would at least say that something is missing.
 # What happens: OpenTelemetry's SDK for Python drops the oldest attribute for each new one. OpenInference
-# sets input and output first, then two attributes a message, then the model's answer. With a conversation of
-# 80 messages the whole input and output, the provider, the parameters, the system prompt and the next
-# 19 messages are gone; the last messages are there. The span says how many are missing, not which.
+# sets input and output first, then two attributes a message, then the model's answer. With a conversation
+# of 80 messages the whole input and output, the provider, the parameters, the system prompt and the next 19
+# messages are gone; the last messages are there. The span says how many are missing, not which.
 # Matters to: whoever searches traces by provider, or judges answers by their system prompt. A larger
 # OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT helps.
-# Versions: opentelemetry-sdk 1.45.2, openinference-instrumentation-openai 0.1.66, openai 3.57.0. 2026-11-27.
+# Versions: opentelemetry-sdk 1.45.2, openinference-instrumentation-openai 0.1.66, openai 3.57.0.
+# 2026-11-27.
 set -eu
 . "$(dirname "$0")/common/install.sh"
 unset OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT OTEL_ATTRIBUTE_COUNT_LIMIT

@@ -1,16 +1,16 @@
 #!/bin/bash
 # While a tool call streams in, a number that was there goes away again, or has another type.
 #
-# Expected: a parser of incomplete JSON shows more and more of a document: a key that was there stays, and a value
-# keeps its type. Reading the growing text of {"amount": 1250.75, "n": -5, "to": "Ada"} is the test.
-# What happens: jiter and pydantic-core (below openai's and instructor's streaming helpers) show amount 1, 12,
-# 125, 1250, then no amount at all at the decimal point, then 1250.7: the key goes and comes back. None of the
-# amounts shown before the comma says that it is incomplete. json-repair shows n as '' before it is -5, and
-# `to` as ''; partialjson shows n as the text '-', and keys that never existed ('', 'amou'). partial-json-parser
-# goes from int to float. No two families agree on all prefixes.
+# Expected: a parser of incomplete JSON shows more and more of a document: a key that was there stays, and a
+# value keeps its type. Reading the growing text of {"amount": 1250.75, "n": -5, "to": "Ada"} is the test.
+# What happens: jiter and pydantic-core (below openai's and instructor's streaming helpers) show amount 1,
+# 12, 125, 1250, then no amount at all at the decimal point, then 1250.7: the key goes and comes back. None
+# of the amounts shown before the comma says that it is incomplete. json-repair shows n as '' before it is
+# -5, and `to` as ''; partialjson shows n as the text '-', and keys that never existed ('', 'amou').
+# partial-json-parser goes from int to float. No two families agree on all prefixes.
 # Matters to: interfaces and agents that act on arguments before the end of the stream.
-# Versions: jiter 0.19.0, pydantic-core 2.50.5, json-repair 0.64.6, partialjson 1.2.0,
-# partial-json-parser 0.2.1.1.post7. 2026-11-27.
+# Versions: jiter 0.19.0, pydantic-core 2.50.5, json-repair 0.64.6, partialjson 1.2.0, partial-json-parser
+# 0.2.1.1.post7. 2026-11-27.
 set -eu
 . "$(dirname "$0")/common/install.sh"
 install jiter==0.19.0 pydantic-core==2.50.5 json-repair==0.64.6 partialjson==1.2.0 \

@@ -3,8 +3,9 @@
 #
 # Expected: a server that repeats its usage in every chunk (vLLM and SGLang on request, xAI and Perplexity
 # always) reports the state so far; the last word counts, as with the clients of openai and litellm.
-# What happens: a stream of 5 chunks and a last one with the usage alone, 100 tokens in and 5 out, becomes 600
-# in and 20 out (1+2+3+4+5+5) with pydantic-ai, langchain and agno, the cached tokens six times too; pydantic-ai's cost follows. The longer the answer, the more often the prompt is paid on paper. openai's
+# What happens: a stream of 5 chunks and a last one with the usage alone, 100 tokens in and 5 out, becomes
+# 600 in and 20 out (1+2+3+4+5+5) with pydantic-ai, langchain and agno, the cached tokens six times too;
+# pydantic-ai's cost follows. The longer the answer, the more often the prompt is paid on paper. openai's
 # own accumulator says 100 and 5.
 # Matters to: whoever meters, limits or bills by what the framework says of an OpenAI-compatible server.
 # Versions: pydantic-ai-slim 2.68.0, langchain-openai 1.7.4, agno 3.1.10, openai 3.57.0. 2026-11-27.
