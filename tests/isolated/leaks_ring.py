@@ -128,7 +128,7 @@ def read_wrongly() -> None:
         (partial(reader.release, 0, 0, {"unknown": 1}), ValueError),
         (partial(reader.release, -1, 0), OverflowError),
         (partial(reader.read, "x", 1), TypeError),
-        (partial(reader.note, None), TypeError),
+        (partial(reader.set_last_error, None), TypeError),
     ):
         with refused(error):
             call()
