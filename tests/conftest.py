@@ -51,8 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two for the whole tree, as much of it is waiting; files and tests that are named run right here."""
-    return 0 if config.args_source is config.ArgsSource.ARGS else 2
+    """
+    For the whole tree two workers, and three where it is the quick tests, which wait more than they work.
+
+    Files and tests that are named run right here.
+    """
+    if config.args_source is config.ArgsSource.ARGS:
+        return 0
+    return 2 if config.option.all else 3
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -115,6 +115,7 @@ def test_bad_timeouts(timeout: Any, error: type[Exception]) -> None:
         Flush(application(), timeout)
 
 
+@pytest.mark.slow
 def test_what_is_not_delivered_in_time_is_not_waited_for_again(ring_base: Path, tmp_path: Path) -> None:
     """The end of a process: `Flush` waits, then `atexit` does not wait as long once more."""
     code = (
@@ -140,6 +141,7 @@ def test_what_is_not_delivered_in_time_is_not_waited_for_again(ring_base: Path, 
     assert both - first < 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM")
 def test_a_worker_of_uvicorn(ring_base: Path, ingest: Ingest, tmp_path: Path) -> None:
     """

@@ -141,6 +141,7 @@ assert picostep.flush(20.0), picostep.stats()
 """
 
 
+@pytest.mark.slow
 def test_durations_of_a_host_whose_clock_is_set(ring_base: Path, ingest: Ingest, clock: Clock) -> None:
     """No duration is negative or long, though the clock went back by years in the middle of it."""
     run_python(SET, {**environment(ring_base, ingest.url), **clock.env}, args=(clock.env["CLOCK_OFFSET"],))

@@ -175,6 +175,7 @@ def spool_all(env: dict[str, str], ring_base: Path, under: Sequence[str]) -> Non
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_host_without_space_for_its_ring(ring_base: Path, ingest: Ingest, strace: str) -> None:
     """A ring whose space cannot be had, from the first call on or later: no exception, and all is counted."""
@@ -246,6 +247,7 @@ assert found == [str(number) for number in range(300)], found
 """
 
 
+@pytest.mark.slow
 def test_full_disk(ring_base: Path, small_disk: list[str]) -> None:
     """The sink's file system is full for a while, and with it that of ring, log and totals."""
     env = {"PICOSTEP_DIR": str(ring_base), "PICOSTEP_TO": f"jsonl:{ring_base}/out"}

@@ -93,6 +93,7 @@ def prompts(ingest: Ingest) -> list[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LATE)
 def test_late_records(ring_base: Path, ingest: Ingest, name: str) -> None:
     env = environment(ring_base, ingest.url)
@@ -146,6 +147,7 @@ while picostep.stats()["recorded"] <= 100:  # until that has begun
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDS)
 def test_ends_in_the_middle_of_recording(ring_base: Path, ingest: Ingest, name: str) -> None:
     """The exit code is the one without us; what was accepted arrives, and is all that arrives."""
@@ -164,6 +166,7 @@ def test_ends_in_the_middle_of_recording(ring_base: Path, ingest: Ingest, name: 
     assert not counted["torn"] or code < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["dead", pytest.param("silent", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["daemon", "ordinary"])
 def test_exit_while_threads_record(ring_base: Path, ingest: Ingest, backend: str, kind: str) -> None:

@@ -124,6 +124,7 @@ def original(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(times(120, 7200))
 def test_taken_over_beside_an_old_writer(original: Path, tmp_path: Path) -> None:
     """The first kills are aimed at the moment when the newer code opens the file."""

@@ -171,6 +171,7 @@ def test_backoff_and_retry_after(stage: Stage) -> None:
 # --- hosts that leave meanwhile ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "exporter", "killed"),

@@ -138,6 +138,7 @@ def kill_after(host: RunHost, random: Random, within: float) -> None:
         host.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments(ring_base: Path, ingest: Ingest) -> None:
     """Every run that had begun arrives once, ended or failed, with its last change or the one under way."""

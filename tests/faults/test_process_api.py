@@ -92,6 +92,7 @@ print(json.dumps({"failures": failures, "calls": sum(calls), "turns": turns, "st
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("exporter", ["process", "thread"])
 def test_all_calls_against_recording(ring_base: Path, tmp_path: Path, exporter: str) -> None:

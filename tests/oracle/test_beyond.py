@@ -961,6 +961,7 @@ print(os.listdir(os.environ["PICOSTEP_DIR"]), os.path.exists(os.environ["XDG_STA
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{}, {"TCC_API_KEY": "k"}, {"PICOSTEP_TO": "tcc"}])
 def test_disabled(variables: dict[str, str], ring_base: Path, tmp_path: Path) -> None:
     """Nothing is written, started or asked for, not even a key; what is checked otherwise is checked here."""

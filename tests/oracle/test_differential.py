@@ -571,6 +571,7 @@ def check(program: list[Make | Call | Feedback], server: Ingest) -> None:
     assert expected.streams == actual.streams
 
 
+@pytest.mark.slow
 @given(program=programs)
 @example(
     program=[
@@ -616,6 +617,7 @@ def test_programs(program: list[Make | Call | Feedback], server: Ingest) -> None
     check(program, server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -696,5 +698,6 @@ def test_parameters_begin_like_those_of_the_reference(theirs: Any, ours: Any) ->
     assert bool(catch_all) == (len(named) + len(added) < len(actual))
 
 
+@pytest.mark.slow
 def test_all_public_names() -> None:
     assert set(contextcompany.__all__) <= set(picostep.__all__)

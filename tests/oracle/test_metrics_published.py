@@ -537,6 +537,7 @@ def scrapes() -> int:
     return sum("process_request" in thread.name for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_scrapers_that_hang_keep_nobody_waiting_for_long(
     ring_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

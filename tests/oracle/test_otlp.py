@@ -1237,6 +1237,7 @@ def test_too_large_is_halved(otlp_host: dict[str, str], ingest: Ingest) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [256 << 10, 1 << 20])
 def test_too_large_alone_loses_texts_and_nothing_else(
     otlp_host: dict[str, str], ingest: Ingest, limit: int

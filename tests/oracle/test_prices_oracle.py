@@ -17,6 +17,7 @@ from picostep.prices import Cost, builtin
 CALLS = 120_000 if oracle.CAMPAIGN else 4_000
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_random_calls() -> None:
     report = oracle.compare(oracle.SEED, CALLS)

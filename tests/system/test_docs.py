@@ -124,6 +124,7 @@ def test_examples_compile(page: Path) -> None:
         compile("\n" * (example.line - 1) + example.code, str(page), "exec")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PROGRAMS if examples(page)], ids=name)
 def test_examples_run(page: Path, ring_base: Path, tmp_path: Path) -> None:
     """All of a page in one program, in their order; what it records is delivered."""

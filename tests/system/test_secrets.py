@@ -351,6 +351,7 @@ if os.access("/dev/shm", os.W_OK) and hasattr(os, "geteuid") and os.geteuid() ==
     KINDS.append(device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize(
     "name",

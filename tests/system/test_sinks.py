@@ -387,6 +387,7 @@ def test_proxy_from_the_environment(ingest: Ingest, monkeypatch: pytest.MonkeyPa
         tcc("http://direct.invalid").deliver([step()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url",
     [

@@ -382,6 +382,7 @@ assert picostep.stats()["delivered"] == 1
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exporter", ["process", pytest.param("thread", marks=pytest.mark.slow)])
 def test_flush_waits_for_delivery_and_exit_for_the_spool(
     ring_base: Path, ingest: Ingest, exporter: str

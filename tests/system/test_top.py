@@ -265,6 +265,7 @@ def test_where_there_can_be_no_socket(directory: RingDir, caplog: pytest.LogCapt
     assert ask(directory) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "said",
     [

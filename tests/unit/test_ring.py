@@ -175,6 +175,7 @@ def check_record(record: dict[str, Any], call: str, expected: dict[str, Any], se
             assert math.copysign(1, found) == math.copysign(1, value)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     calls=st.lists(

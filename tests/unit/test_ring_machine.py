@@ -322,6 +322,7 @@ class RingMachine(RuleBasedStateMachine):
             assert self.model.head - self.rig.ring.tail <= SMALLEST
 
 
+@pytest.mark.slow
 def test_any_history(module_rig: Rig) -> None:
     machine = type("Machine", (RingMachine,), {"rig": module_rig})
     examples = settings.default.max_examples // 4  # each has many steps

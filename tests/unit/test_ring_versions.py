@@ -221,6 +221,7 @@ def test_failed_runs_stay_in_the_form_of_their_ring(old: Path) -> None:
         at += size
 
 
+@pytest.mark.slow
 def test_damage_in_a_ring_of_version_2(old: Path) -> None:
     """What is whole is recovered, and the rest is counted."""
     raw = old.read_bytes()
@@ -352,6 +353,7 @@ def test_a_newer_ring_is_refused_by_name(rig: Rig, version: int) -> None:
         rig.reader()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("living", [False, True])
 def test_a_newer_ring_is_left_alone(
     directory: RingDir, caplog: pytest.LogCaptureFixture, living: bool
