@@ -50,6 +50,14 @@ def _removed(group: Path) -> bool:
     return not group.exists()
 
 
+def _ended(group: Path) -> list[str]:
+    """End the processes of a group; return which there were."""
+    found = (group / "cgroup.procs").read_text().split()
+    for pid in found:
+        end(int(pid))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("exporter", ["off", "process"])
 def test_killed_for_memory(stage: Stage, container: Path, exporter: str) -> None:
@@ -61,8 +69,8 @@ def test_killed_for_memory(stage: Stage, container: Path, exporter: str) -> None
     host.go()
     wait_until(lambda: host.process.poll() is not None, 60.0, "the kernel to kill the host")
     assert host.process.returncode == -signal.SIGKILL, host.output()
-    for pid in (container / "cgroup.procs").read_text().split():  # a container ends with its first process
-        end(int(pid))
+    # A container ends with its first process; one that was just being started may not be in the list yet.
+    wait_until(lambda: not _ended(container), 20.0, "the container to be empty")
     scenario.expect(host.kill())
     assert len(scenario.oracle.promised) > 10
     scenario.proxy.set(passing)
