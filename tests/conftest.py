@@ -37,7 +37,7 @@ settings.register_profile(
 # Seconds of CPU, of the test and of the processes that it waited for: a busy machine adds little to them. Far
 # more than what a quick test takes, so that no slower machine fails for it.
 SLOW = 5.0
-QUICK = "quick tests only, about a minute on two cores; all of them, some minutes: pytest --all"
+QUICK = "quick tests only, about two minutes on two cores; all of them, some minutes: pytest --all"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
