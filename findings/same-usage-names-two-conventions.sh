@@ -10,10 +10,10 @@
 # three, so it tells nothing.
 # Matters to: prices computed from such objects; "cached is a part of prompt" goes negative or is ten times
 # off.
-# Versions: any-llm-sdk 1.40.2, aisuite 0.2.0, agno 3.1.10, anthropic 2.14.0, openai 3.57.0. 2026-11-27.
+# Versions: any-llm-sdk 1.40.2, aisuite 0.2.0, agno 3.1.10, anthropic 0.125.0, openai 3.57.0. 2026-11-27.
 set -eu
 . "$(dirname "$0")/common/install.sh"
-install any-llm-sdk==1.40.2 aisuite==0.2.0 agno==3.1.10 anthropic==2.14.0 openai==3.57.0
+install any-llm-sdk==1.40.2 aisuite==0.2.0 agno==3.1.10 anthropic==0.125.0 openai==3.57.0
 python_with_limit <<'EOF'
 import logging
 import os

@@ -20,7 +20,7 @@ install() {
     printf '\n'
 }
 
-# Run the Python that stands on standard input, for a minute and a half at most.
+# Run the Python that stands on standard input, for three minutes at most.
 python_with_limit() {
-    timeout 90 "$room/venv/bin/python" - "$@"
+    timeout 180 "$room/venv/bin/python" - "$@"
 }
